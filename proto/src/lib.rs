@@ -1,0 +1,27 @@
+//! What the controller and the enforcers say to each other.
+//!
+//! Pure: no kernel, no network, no clock. [`wire`] is what protobuf carries; everything else is the
+//! domain that both sides work with. The only way from the one to the other is [`decode`], which
+//! refuses what it does not understand by name, and [`encode`], which cannot fail.
+//!
+//! ```text
+//! engine → NodeView / Patch → encode → gRPC → decode → NodeView / Patch → plan
+//! ```
+
+/// The messages and the service as protobuf has them: see `proto/durward.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod wire {
+    tonic::include_proto!("durward.v1");
+}
+
+pub mod names;
+pub mod patch;
+pub mod row;
+pub mod view;
+
+pub use names::{AtomId, AttributionId, Digest, PodUid, SetId};
+pub use patch::{Delta, Patch, PatchError, SetDelta};
+pub use row::{Act, PortKey, Row, RowError, Step, Verdict};
+pub use view::{
+    Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, Set, ViewError,
+};
