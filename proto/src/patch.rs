@@ -128,25 +128,36 @@ impl NodeView {
     /// view; the one it has is still good.
     pub fn patched(&self, patch: Patch) -> Result<Self, PatchError> {
         let mut view = self.clone();
+        view.patch(patch)?;
+        Ok(view)
+    }
+
+    /// Turns this view into the next in place: the work follows the patch's size, not the view's.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError`] if the patch was made for another view. This one is then half changed and must
+    /// not be used; who cannot be sure of the patch takes [`NodeView::patched`].
+    pub fn patch(&mut self, patch: Patch) -> Result<(), PatchError> {
         let Patch { pods, sets, attributions, addresses, blocks, logging } = patch;
-        pods.apply(&mut view.pods, "a pod")?;
-        attributions.apply(&mut view.attributions, "an attribution")?;
-        addresses.apply(&mut view.addresses, "an address")?;
-        blocks.apply(&mut view.blocks, "a block")?;
+        pods.apply(&mut self.pods, "a pod")?;
+        attributions.apply(&mut self.attributions, "an attribution")?;
+        addresses.apply(&mut self.addresses, "an address")?;
+        blocks.apply(&mut self.blocks, "a block")?;
         for (id, delta) in sets {
             match delta {
-                SetDelta::New(set) => drop(view.sets.insert(id, set)),
+                SetDelta::New(set) => drop(self.sets.insert(id, set)),
                 SetDelta::Rows(rows) => {
-                    let set = view.sets.get_mut(&id).ok_or(PatchError { what: "a set" })?;
+                    let set = self.sets.get_mut(&id).ok_or(PatchError { what: "a set" })?;
                     rows.apply(&mut set.rows, "a row")?;
                 }
                 SetDelta::Removed => {
-                    view.sets.remove(&id).ok_or(PatchError { what: "a set" })?;
+                    self.sets.remove(&id).ok_or(PatchError { what: "a set" })?;
                 }
             }
         }
-        view.logging = logging.unwrap_or(view.logging);
-        Ok(view)
+        self.logging = logging.unwrap_or(self.logging);
+        Ok(())
     }
 }
 
