@@ -1,0 +1,87 @@
+//! One connection by a real socket, and what became of it (IO).
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    time::{interval, timeout},
+};
+
+/// How long a probe waits for any answer. It never decides a test alone: a matrix is tried again until it holds.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// What a probe talks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// A connection, and one byte that is echoed.
+    Tcp,
+    /// A datagram that is echoed.
+    Udp,
+}
+
+/// A question: can this be reached?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// Which address and port.
+    pub target: SocketAddr,
+}
+
+/// What became of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The answer came.
+    Allowed,
+    /// Nothing came: packets are dropped.
+    Denied,
+    /// The other side said that nobody listens.
+    Refused,
+    /// Something else, as the socket says it.
+    Failed(String),
+}
+
+impl Probe {
+    /// Makes the connection, from the calling thread's network namespace.
+    pub async fn outcome(self) -> Outcome {
+        let attempt = async {
+            match self.protocol {
+                Protocol::Tcp => tcp(self.target).await,
+                Protocol::Udp => udp(self.target).await,
+            }
+        };
+        match timeout(SILENCE, attempt).await {
+            Ok(Ok(())) => Outcome::Allowed,
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Outcome::Refused,
+            Ok(Err(error)) => Outcome::Failed(error.to_string()),
+            Err(_) => Outcome::Denied,
+        }
+    }
+}
+
+async fn tcp(target: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(target).await?;
+    stream.write_all(b"?").await?;
+    stream.read_exact(&mut [0]).await.map(drop)
+}
+
+async fn udp(target: SocketAddr) -> std::io::Result<()> {
+    let any =
+        if target.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(target).await?;
+    // A datagram may get lost for other reasons than a verdict.
+    let mut again = interval(Duration::from_millis(500));
+    let mut answer = [0];
+    loop {
+        tokio::select! {
+            _ = again.tick() => drop(socket.send(b"?").await?),
+            received = socket.recv(&mut answer) => return received.map(drop),
+        }
+    }
+}
