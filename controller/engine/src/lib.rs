@@ -1,1 +1,17 @@
-//! durward-engine.
+//! From the cluster's objects to every node's view.
+//!
+//! Pure: no kernel, no network, no clock. [`Engine`] takes [`object::Event`]s, in any order, and says
+//! for each node that somebody subscribed to what changes in its [`durward_proto::NodeView`]. Views
+//! are a function of the objects that are there, whatever the order they came in. [`oracle`] answers
+//! the same questions slowly and plainly; tests hold the two together.
+//!
+//! ```text
+//! Event → Engine::apply → Outcome { Patch for each node, Fault for each policy }
+//! ```
+
+pub mod engine;
+pub mod limit;
+pub mod object;
+
+pub use engine::{Engine, Outcome};
+pub use limit::{Fault, Limits};

@@ -1,0 +1,50 @@
+//! Limits, and what is wrong with policies that fail closed. Pure.
+//!
+//! A policy over a limit isolates the pods that it selects and allows nothing, as an unreadable one
+//! does; nobody else's policies are concerned.
+
+use thiserror::Error;
+
+/// How much one policy may say, and how much a node may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rules of one policy, both directions together.
+    pub rules_per_policy: usize,
+    /// Entries of `from` or `to` of one policy, all rules together; each `except` counts as one.
+    pub peers_per_policy: usize,
+    /// Entries of `ports` of one policy, all rules together.
+    pub ports_per_policy: usize,
+    /// Steps of one row: ranges of ports with a verdict of their own, for one pod and one remote
+    /// address. The kernel's rows hold no more.
+    pub steps_per_row: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { rules_per_policy: 1_000, peers_per_policy: 5_000, ports_per_policy: 5_000, steps_per_row: 8_192 }
+    }
+}
+
+/// Why a policy fails closed: it isolates the pods that it selects and allows nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Error)]
+pub enum Fault {
+    /// It is not understood.
+    #[error("{reason}; until that is mended the policy isolates the pods it selects and allows nothing")]
+    Unreadable {
+        /// What is not understood, and what to do about it.
+        reason: String,
+    },
+    /// It says more than a policy may.
+    #[error(
+        "the policy has {found} {what}, and {limit} is the limit: divide it; until then it isolates the pods it \
+         selects and allows nothing"
+    )]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many it has.
+        found: usize,
+        /// How many it may have.
+        limit: usize,
+    },
+}
