@@ -164,7 +164,11 @@ impl<'a> Plan<'a> {
         let (mut left, mut entered) = (BTreeSet::new(), BTreeSet::new());
         for (ifindex, endpoint) in &self.target.endpoints {
             let before = self.kernel.endpoints.get(ifindex);
-            let before = before.filter(|before| before.namespace == endpoint.namespace);
+            // Words of an endpoint that is not judged by them judge nothing: there is none to leave.
+            let read = |before: &&crate::Endpoint| {
+                before.namespace == endpoint.namespace && before.access == Access::Judged
+            };
+            let before = before.filter(read);
             for direction in Direction::BOTH {
                 let old = before.map_or(0, |before| before.word(direction).set);
                 let new = self.number(endpoint.sets[direction as usize]);
