@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    Config, Namespaces, Result,
+    Config, Error, Namespaces, Result,
     config::{API_SERVER, CONTROL_PLANE, SERVICE_RANGES, host_id, scratch},
     error::Named,
     fabric, process,
@@ -48,12 +48,16 @@ impl ControlPlane {
         etcd.arg("--data-dir").arg(data).args(["--unsafe-no-fsync", "--log-level", "warn"]);
         self.daemon("etcd", &etcd)?;
         self.daemon("kube-apiserver", &self.api_server()?)?;
+        let state =
+            || ["etcd", "kube-apiserver"].map(|daemon| process::state(&self.scratch, daemon)).join("\n");
         wait("the API server is ready", || {
-            let state =
-                || ["etcd", "kube-apiserver"].map(|daemon| process::state(&self.scratch, daemon)).join("\n");
             let ready = self.host.run(|| self.is_ready()).and_then(|ready| ready);
-            ready.map_err(|error| format!("{error}\n{}", state()))
-        })
+            match ready {
+                Ok(()) => Ok(Ok(())),
+                Err(_) if process::ended(&self.scratch, "kube-apiserver") => Ok(Err(Error::unfit(state()))),
+                Err(error) => Err(format!("{error}\n{}", state())),
+            }
+        })?
     }
 
     /// Starts what turns objects into other objects.
@@ -106,11 +110,8 @@ impl ControlPlane {
     /// Static tokens, as good as their names: nobody else reaches this API server.
     fn write_users(&self) -> Result<()> {
         let key = self.signing_key();
-        process::output(
-            Command::new("openssl")
-                .args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"])
-                .arg(&key),
-        )?;
+        let curve = ["ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out"];
+        process::output(Command::new("openssl").args(curve).arg(&key))?;
         let components = ["kube-controller-manager", "kube-scheduler", "kube-proxy"];
         let mut users = String::from("admin-token,admin,admin,system:masters\n");
         users.extend(components.map(|name| format!("{name}-token,system:{name},{name}\n")));

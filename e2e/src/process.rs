@@ -100,12 +100,17 @@ pub(crate) fn pid(scratch: &Path, daemon: &str) -> Option<u32> {
     fs::read_to_string(pid_file(scratch, daemon)).ok()?.trim().parse().ok()
 }
 
+/// Whether a daemon ran, and runs no more.
+pub(crate) fn ended(scratch: &Path, daemon: &str) -> bool {
+    pid(scratch, daemon).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+}
+
 /// The end of a daemon's log, and whether it still runs.
 pub(crate) fn state(scratch: &Path, daemon: &str) -> String {
     let log = fs::read(scratch.join(format!("{daemon}.log"))).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().collect();
-    let alive = pid(scratch, daemon).is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists());
     let tail = lines[lines.len().saturating_sub(15)..].join("\n");
-    format!("--- {daemon} ({}), end of its log:\n{tail}", if alive { "running" } else { "not running" })
+    let state = if ended(scratch, daemon) { "ended" } else { "running" };
+    format!("--- {daemon} ({state}), end of its log:\n{tail}")
 }
