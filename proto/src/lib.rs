@@ -14,13 +14,20 @@ pub mod wire {
     tonic::include_proto!("durward.v1");
 }
 
+pub mod decode;
+pub mod encode;
 pub mod names;
 pub mod patch;
+pub mod report;
 pub mod row;
 pub mod view;
 
+pub use decode::{DecodeError, Problem};
 pub use names::{AtomId, AttributionId, Digest, PodUid, SetId};
 pub use patch::{Delta, Patch, PatchError, SetDelta};
+pub use report::{
+    IdentifyRequest, Identity, LateAttach, LossPlace, NodeReport, PodName, ToNode, Version, Workload,
+};
 pub use row::{Act, PortKey, Row, RowError, Step, Verdict};
 pub use view::{
     Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, Set, ViewError,

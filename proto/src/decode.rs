@@ -1,0 +1,445 @@
+//! From the wire to the domain: a message is understood whole, or refused by name. Pure.
+//!
+//! Nothing has a default: an unknown enum value, a missing field, a key that occurs twice are errors. Every
+//! message is destructured in full, so that a new field breaks the build until somebody reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::wire::{self, to_node};
+use crate::{
+    Act, AtomId, Attribution, AttributionId, Block, Delta, Digest, Direction, IdentifyRequest, Identity,
+    LateAttach, LogMode, Logging, LossPlace, NodeReport, Patch, Pod, PodName, PodUid, Policy, PortKey, Row,
+    RowError, Set, SetDelta, SetId, Step, ToNode, Verdict, Version, Workload,
+};
+
+/// Why a message is refused. What the receiver has is still good.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{message}.{field}: {problem}; the message is refused, what was there before holds")]
+pub struct DecodeError {
+    /// The message's name in `durward.proto`.
+    pub message: &'static str,
+    /// The field's name there.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What is wrong with a field.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Problem {
+    /// It must be there and is not.
+    #[error("it is missing")]
+    Missing,
+    /// It must be empty and is not.
+    #[error("it must be empty here, and is not")]
+    Unexpected,
+    /// An enum value or a name that this side does not know.
+    #[error("{0} is unknown to this version; the peer may be newer")]
+    Unknown(String),
+    /// Bytes of the wrong number.
+    #[error("{found} bytes, expected {expected}")]
+    Length {
+        /// How many are right.
+        expected: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+    /// A key that occurs twice, or is put and removed at once.
+    #[error("{0} occurs twice")]
+    Repeated(String),
+    /// A list that must be in rising order.
+    #[error("{0} is not after the one before it")]
+    Unsorted(String),
+    /// More than are taken at once.
+    #[error("{found} of them, at most {most} are taken")]
+    TooMany {
+        /// How many there are.
+        found: usize,
+        /// How many are taken.
+        most: usize,
+    },
+    /// An IPv4 address that is written as an IPv6 one.
+    #[error("{0} is an IPv4 address in IPv6 form; send 4 bytes")]
+    Mapped(IpAddr),
+    /// No block of addresses.
+    #[error("{0} is no block: the prefix is too long, or bits are set after it")]
+    Block(String),
+    /// A protocol and port that do not exist.
+    #[error("{0:#x} is above the last protocol and port, 0xffffff")]
+    Port(u32),
+    /// Steps that are no row.
+    #[error(transparent)]
+    Row(#[from] RowError),
+    /// A number that must not be negative.
+    #[error("{0} is negative")]
+    Negative(i64),
+}
+
+/// A field that is being read.
+#[derive(Clone, Copy)]
+struct Field(&'static str, &'static str);
+
+impl Field {
+    fn wrong(self, problem: impl Into<Problem>) -> DecodeError {
+        DecodeError { message: self.0, field: self.1, problem: problem.into() }
+    }
+
+    fn required<T>(self, value: Option<T>) -> Result<T, DecodeError> {
+        value.ok_or_else(|| self.wrong(Problem::Missing))
+    }
+
+    fn text(self, text: String) -> Result<Arc<str>, DecodeError> {
+        self.required((!text.is_empty()).then(|| text.into()))
+    }
+
+    fn digest(self, bytes: &[u8]) -> Result<Digest, DecodeError> {
+        let wrong = |_| self.wrong(Problem::Length { expected: "16", found: bytes.len() });
+        self.required((!bytes.is_empty()).then_some(()))?;
+        bytes.try_into().map(Digest).map_err(wrong)
+    }
+
+    fn address(self, bytes: &[u8]) -> Result<IpAddr, DecodeError> {
+        if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+            return Ok(v4.into());
+        }
+        let wrong = |_| self.wrong(Problem::Length { expected: "4 or 16", found: bytes.len() });
+        let v6 = Ipv6Addr::from(<[u8; 16]>::try_from(bytes).map_err(wrong)?);
+        match v6.to_ipv4_mapped() {
+            Some(_) => Err(self.wrong(Problem::Mapped(v6.into()))),
+            None => Ok(v6.into()),
+        }
+    }
+
+    fn direction(self, number: i32) -> Result<Direction, DecodeError> {
+        match wire::Direction::try_from(number) {
+            Ok(wire::Direction::Ingress) => Ok(Direction::Ingress),
+            Ok(wire::Direction::Egress) => Ok(Direction::Egress),
+            Ok(wire::Direction::Unspecified) => Err(self.wrong(Problem::Missing)),
+            Err(_) => Err(self.wrong(Problem::Unknown(number.to_string()))),
+        }
+    }
+
+    fn verdict(self, number: i32) -> Result<Verdict, DecodeError> {
+        match wire::Verdict::try_from(number) {
+            Ok(wire::Verdict::Allow) => Ok(Verdict::Allow),
+            Ok(wire::Verdict::Deny) => Ok(Verdict::Deny),
+            Ok(wire::Verdict::Unspecified) => Err(self.wrong(Problem::Missing)),
+            Err(_) => Err(self.wrong(Problem::Unknown(number.to_string()))),
+        }
+    }
+
+    fn mode(self, number: i32) -> Result<LogMode, DecodeError> {
+        match wire::LogMode::try_from(number) {
+            Ok(wire::LogMode::Off) => Ok(LogMode::Off),
+            Ok(wire::LogMode::All) => Ok(LogMode::All),
+            Ok(wire::LogMode::Delegated) => Ok(LogMode::Delegated),
+            Ok(wire::LogMode::Unspecified) => Err(self.wrong(Problem::Missing)),
+            Err(_) => Err(self.wrong(Problem::Unknown(number.to_string()))),
+        }
+    }
+
+    /// Items that rise strictly.
+    fn rising<T: Ord, U: Display>(self, items: &[T], name: impl Fn(&T) -> U) -> Result<(), DecodeError> {
+        match items.windows(2).find(|pair| pair[0] >= pair[1]) {
+            Some(pair) => Err(self.wrong(Problem::Unsorted(name(&pair[1]).to_string()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Entries by their keys, each once.
+    fn map<K: Ord + Display, V>(
+        self,
+        entries: impl IntoIterator<Item = Result<(K, V), DecodeError>>,
+    ) -> Result<BTreeMap<K, V>, DecodeError> {
+        let mut map = BTreeMap::new();
+        for entry in entries {
+            let (key, value) = entry?;
+            if map.contains_key(&key) {
+                return Err(self.wrong(Problem::Repeated(key.to_string())));
+            }
+            map.insert(key, value);
+        }
+        Ok(map)
+    }
+
+    /// What changes in a map; `self` is the field of the removed keys.
+    fn delta<K: Ord + Display, V>(
+        self,
+        put: BTreeMap<K, V>,
+        keys: impl IntoIterator<Item = Result<K, DecodeError>>,
+    ) -> Result<Delta<K, V>, DecodeError> {
+        let mut removed = BTreeSet::new();
+        for key in keys {
+            let key = key?;
+            if put.contains_key(&key) || removed.contains(&key) {
+                return Err(self.wrong(Problem::Repeated(key.to_string())));
+            }
+            removed.insert(key);
+        }
+        Ok(Delta { put, removed })
+    }
+}
+
+impl TryFrom<wire::Patch> for Patch {
+    type Error = DecodeError;
+
+    fn try_from(patch: wire::Patch) -> Result<Self, DecodeError> {
+        let wire::Patch {
+            put_pods,
+            removed_pods,
+            new_sets,
+            changed_sets,
+            removed_sets,
+            put_attributions,
+            removed_attributions,
+            put_addresses,
+            removed_addresses,
+            put_blocks,
+            removed_blocks,
+            logging,
+        } = patch;
+        let field = |name| Field("Patch", name);
+        let put = field("put_pods").map(put_pods.into_iter().map(pod))?;
+        let removed = field("removed_pods");
+        let pods = removed.delta(put, removed_pods.into_iter().map(|uid| removed.text(uid).map(PodUid)))?;
+
+        let put = field("put_attributions").map(put_attributions.into_iter().map(|wire| {
+            let attribution = attribution(wire)?;
+            Ok((attribution.id(), attribution))
+        }))?;
+        let removed = field("removed_attributions");
+        let ids = removed_attributions.iter().map(|id| removed.digest(id).map(AttributionId));
+        let attributions = removed.delta(put, ids)?;
+
+        let put = field("put_addresses").map(put_addresses.into_iter().map(address))?;
+        let removed = field("removed_addresses");
+        let addresses = removed.delta(put, removed_addresses.iter().map(|bytes| removed.address(bytes)))?;
+
+        let put = field("put_blocks").map(put_blocks.into_iter().map(put_block))?;
+        let blocks = field("removed_blocks").delta(put, removed_blocks.into_iter().map(removed_block))?;
+
+        let sets = sets(new_sets, changed_sets, removed_sets)?;
+        let logging = logging.map(Logging::try_from).transpose()?;
+        Ok(Self { pods, sets, attributions, addresses, blocks, logging })
+    }
+}
+
+fn sets(
+    new: Vec<wire::Set>,
+    changed: Vec<wire::SetRows>,
+    removed: Vec<Vec<u8>>,
+) -> Result<BTreeMap<SetId, SetDelta>, DecodeError> {
+    let new = new.into_iter().map(|set| {
+        let wire::Set { id, direction, base, rows } = set;
+        let field = |name| Field("Set", name);
+        let set = Set {
+            direction: field("direction").direction(direction)?,
+            base: row(field("base").required(base)?)?,
+            rows: field("rows").map(rows.into_iter().map(atom_row))?,
+        };
+        Ok((SetId(field("id").digest(&id)?), SetDelta::New(set)))
+    });
+    let changed = changed.into_iter().map(|set| {
+        let wire::SetRows { id, put_rows, removed_rows } = set;
+        let field = |name| Field("SetRows", name);
+        let put = field("put_rows").map(put_rows.into_iter().map(atom_row))?;
+        let removed = field("removed_rows");
+        let rows = removed.delta(put, removed_rows.iter().map(|atom| removed.digest(atom).map(AtomId)))?;
+        Ok((SetId(field("id").digest(&id)?), SetDelta::Rows(rows)))
+    });
+    let gone = Field("Patch", "removed_sets");
+    let removed = removed.iter().map(|id| Ok((SetId(gone.digest(id)?), SetDelta::Removed)));
+    Field("Patch", "new_sets, changed_sets, removed_sets").map(new.chain(changed).chain(removed))
+}
+
+fn pod(pod: wire::Pod) -> Result<(PodUid, Pod), DecodeError> {
+    let wire::Pod { uid, namespace, name, addresses, config_hash, ingress_set, egress_set, denies_logged } =
+        pod;
+    let field = |name| Field("Pod", name);
+    let addresses: Vec<IpAddr> =
+        addresses.iter().map(|bytes| field("addresses").address(bytes)).collect::<Result<_, _>>()?;
+    field("addresses").rising(&addresses, |address| *address)?;
+    let set = |name, id: Vec<u8>| {
+        let id = (!id.is_empty()).then(|| field(name).digest(&id));
+        id.transpose().map(|id| id.map(SetId))
+    };
+    let pod = Pod {
+        namespace: field("namespace").text(namespace)?,
+        name: field("name").text(name)?,
+        addresses,
+        config_hash: (!config_hash.is_empty()).then(|| config_hash.into()),
+        ingress: set("ingress_set", ingress_set)?,
+        egress: set("egress_set", egress_set)?,
+        denies_logged,
+    };
+    Ok((PodUid(field("uid").text(uid)?), pod))
+}
+
+fn atom_row(atom_row: wire::AtomRow) -> Result<(AtomId, Row), DecodeError> {
+    let wire::AtomRow { atom, row: content } = atom_row;
+    let content = Field("AtomRow", "row").required(content)?;
+    Ok((AtomId(Field("AtomRow", "atom").digest(&atom)?), row(content)?))
+}
+
+fn row(row: wire::Row) -> Result<Row, DecodeError> {
+    let wire::Row { steps } = row;
+    let field = |name| Field("Step", name);
+    let step = |step: wire::Step| {
+        let wire::Step { start, verdict, attribution } = step;
+        let port = || field("start").wrong(Problem::Port(start));
+        let act = Act {
+            verdict: field("verdict").verdict(verdict)?,
+            attribution: AttributionId(field("attribution").digest(&attribution)?),
+        };
+        Ok(Step { start: PortKey::from_bits(start).ok_or_else(port)?, act })
+    };
+    let steps = steps.into_iter().map(step).collect::<Result<_, _>>()?;
+    Row::new(steps).map_err(|error| Field("Row", "steps").wrong(error))
+}
+
+fn attribution(attribution: wire::Attribution) -> Result<Attribution, DecodeError> {
+    let wire::Attribution { policies } = attribution;
+    let field = |name| Field("Policy", name);
+    let policy = |policy: wire::Policy| {
+        let wire::Policy { namespace, name, logged } = policy;
+        Ok(Policy { namespace: field("namespace").text(namespace)?, name: field("name").text(name)?, logged })
+    };
+    let policies: Vec<_> = policies.into_iter().map(policy).collect::<Result<_, _>>()?;
+    let list = Field("Attribution", "policies");
+    list.required(policies.first())?;
+    let keys: Vec<_> = policies.iter().map(|policy| (&policy.namespace, &policy.name)).collect();
+    list.rising(&keys, |(namespace, name)| format!("{namespace}/{name}"))?;
+    Ok(Attribution(policies.into()))
+}
+
+fn address(address: wire::Address) -> Result<(IpAddr, AtomId), DecodeError> {
+    let wire::Address { address, atom } = address;
+    let field = |name| Field("Address", name);
+    Ok((field("address").address(&address)?, AtomId(field("atom").digest(&atom)?)))
+}
+
+fn put_block(block: wire::Block) -> Result<(Block, AtomId), DecodeError> {
+    let wire::Block { address, length, atom } = block;
+    Ok((block_of(&address, length)?, AtomId(Field("Block", "atom").digest(&atom)?)))
+}
+
+fn removed_block(block: wire::Block) -> Result<Block, DecodeError> {
+    let wire::Block { address, length, atom } = block;
+    if !atom.is_empty() {
+        return Err(Field("Block", "atom").wrong(Problem::Unexpected));
+    }
+    block_of(&address, length)
+}
+
+fn block_of(address: &[u8], length: u32) -> Result<Block, DecodeError> {
+    let address = Field("Block", "address").address(address)?;
+    let wrong = || Field("Block", "length").wrong(Problem::Block(format!("{address}/{length}")));
+    let block = u8::try_from(length).ok().and_then(|length| Block::containing(address, length).ok());
+    block.filter(|block| block.address() == address).ok_or_else(wrong)
+}
+
+impl TryFrom<wire::Logging> for Logging {
+    type Error = DecodeError;
+
+    fn try_from(logging: wire::Logging) -> Result<Self, DecodeError> {
+        let wire::Logging { allow, deny, generation } = logging;
+        let field = |name| Field("Logging", name);
+        if generation < 0 {
+            return Err(field("generation").wrong(Problem::Negative(generation)));
+        }
+        Ok(Self { allow: field("allow").mode(allow)?, deny: field("deny").mode(deny)?, generation })
+    }
+}
+
+impl TryFrom<wire::Version> for Version {
+    type Error = DecodeError;
+
+    fn try_from(version: wire::Version) -> Result<Self, DecodeError> {
+        let wire::Version { epoch, number } = version;
+        Field("Version", "epoch").required((epoch != 0).then_some(()))?;
+        Ok(Self { epoch, number })
+    }
+}
+
+impl TryFrom<wire::ToNode> for ToNode {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::ToNode) -> Result<Self, DecodeError> {
+        let wire::ToNode { message } = message;
+        // An arm that this version does not know arrives as none.
+        Ok(match Field("ToNode", "message").required(message)? {
+            to_node::Message::Snapshot(patch) => Self::Snapshot(patch.try_into()?),
+            to_node::Message::InSync(version) => Self::InSync(version.try_into()?),
+            to_node::Message::Change(wire::Change { to, patch }) => Self::Change {
+                to: Field("Change", "to").required(to)?.try_into()?,
+                patch: Field("Change", "patch").required(patch)?.try_into()?,
+            },
+        })
+    }
+}
+
+impl TryFrom<wire::IdentifyRequest> for IdentifyRequest {
+    type Error = DecodeError;
+
+    fn try_from(request: wire::IdentifyRequest) -> Result<Self, DecodeError> {
+        let wire::IdentifyRequest { addresses } = request;
+        let field = Field("IdentifyRequest", "addresses");
+        if addresses.len() > Self::MAX {
+            return Err(field.wrong(Problem::TooMany { found: addresses.len(), most: Self::MAX }));
+        }
+        addresses.iter().map(|bytes| field.address(bytes)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl TryFrom<wire::Identity> for Identity {
+    type Error = DecodeError;
+
+    fn try_from(identity: wire::Identity) -> Result<Self, DecodeError> {
+        let wire::Identity { namespace, name, workload_kind, workload_name, since_ms } = identity;
+        let field = |name| Field("Identity", name);
+        let workload = match (workload_kind.is_empty(), workload_name.is_empty()) {
+            (true, true) => None,
+            _ => Some(Workload {
+                kind: field("workload_kind").text(workload_kind)?,
+                name: field("workload_name").text(workload_name)?,
+            }),
+        };
+        let pod = match (namespace.is_empty(), name.is_empty(), &workload) {
+            (true, true, None) => None,
+            _ => Some(PodName {
+                namespace: field("namespace").text(namespace)?,
+                name: field("name").text(name)?,
+                workload,
+            }),
+        };
+        Ok(Self { pod, since_ms })
+    }
+}
+
+impl TryFrom<wire::NodeReport> for NodeReport {
+    type Error = DecodeError;
+
+    fn try_from(report: wire::NodeReport) -> Result<Self, DecodeError> {
+        let wire::NodeReport { node, losses, late, problems } = report;
+        let field = |name| Field("NodeReport", name);
+        field("node").required((!node.is_empty()).then_some(()))?;
+        let loss = |wire::Loss { place, count }| match LossPlace::of(&place) {
+            Some(place) => Ok((place, count)),
+            None => Err(Field("Loss", "place").wrong(Problem::Unknown(format!("{place:?}")))),
+        };
+        let late_attach = |wire::LateAttach { pod_uid, open_ms }| {
+            Ok(LateAttach { pod: PodUid(Field("LateAttach", "pod_uid").text(pod_uid)?), open_ms })
+        };
+        Ok(Self {
+            node,
+            losses: field("losses").map(losses.into_iter().map(loss))?.into_iter().collect(),
+            late: late.into_iter().map(late_attach).collect::<Result<_, _>>()?,
+            problems,
+        })
+    }
+}
