@@ -1,1 +1,13 @@
-//! durward-enforcer.
+//! The enforcer: one node's half of Durward.
+//!
+//! ```text
+//! subscribe ── whole views ──┐
+//!                            ├─→ apply (plan → steps → kernel) ── book ──→ observe → log lines
+//! endpoints ── pods found ───┘       └─→ acks, metrics
+//! ```
+//!
+//! Each arrow is a channel that holds the newest whole value; one task owns what is behind it.
+
+pub mod book;
+pub mod config;
+pub mod status;

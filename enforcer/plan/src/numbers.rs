@@ -14,8 +14,8 @@ use crate::{Kernel, Word};
 
 /// The last attribution's number: the two bits above are the verdict's.
 const LAST_ATTRIBUTION: u32 = (1 << 30) - 1;
-/// The last generation: the bit above marks a connection that was cut.
-const LAST_GENERATION: u32 = (1 << 31) - 1;
+/// The last set's number: the bit above marks, in a connection's word, that it was cut.
+const LAST_SET: u32 = (1 << 31) - 1;
 /// How far to step over numbers that may have been given but are not seen any more.
 const LEAP: u32 = 1 << 20;
 
@@ -98,7 +98,7 @@ impl Numbers {
     }
 
     pub(crate) fn set(&mut self, id: SetId) -> Result<u32, Exhausted> {
-        self.sets.get_or_give(id, u32::MAX, "set")
+        self.sets.get_or_give(id, LAST_SET, "set")
     }
 
     /// Another number for a set that has one.
@@ -122,8 +122,7 @@ impl Numbers {
 
     /// The next word for a set.
     pub(crate) fn word(&mut self, set: u32) -> Result<Word, Exhausted> {
-        let next = self.generation.checked_add(1).filter(|&number| number <= LAST_GENERATION);
-        self.generation = next.ok_or(Exhausted("generation"))?;
+        self.generation = self.generation.checked_add(1).ok_or(Exhausted("generation"))?;
         Ok(Word { set, generation: self.generation })
     }
 

@@ -1,0 +1,35 @@
+//! The book: what whoever writes about verdicts must know of the numbers in the kernel. Pure.
+//!
+//! One task publishes it, whole, whenever it changes.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use durward_proto::{Attribution, Logging, PodUid};
+
+/// Who and what the kernel's numbers mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Book {
+    /// The policies behind each attribution's number; those that left the view, for 15 minutes more.
+    pub attributions: HashMap<u32, Attribution>,
+    /// The known pods by interface.
+    pub endpoints: HashMap<u32, Endpoint>,
+    /// What is logged.
+    pub logging: Logging,
+}
+
+/// A pod of this node, as the log needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its UID.
+    pub uid: PodUid,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether its namespace asks for denials to be logged.
+    pub denies_logged: bool,
+}

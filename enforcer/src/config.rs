@@ -1,0 +1,114 @@
+//! What can be chosen on the command line, or in the environment. Pure.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Enforces NetworkPolicy on this node, in eBPF, and keeps the book of verdicts.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Enforce until told to stop; enforcement goes on after that.
+    Run(Box<Run>),
+    /// Print view, maps and endpoints as JSON.
+    Dump(Dump),
+}
+
+/// Where things are on the node.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// The BPF file system.
+    #[arg(long, env = "DURWARD_BPFFS", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// What must survive a restart: the numbers given, and the view that was enforced last.
+    #[arg(long, env = "DURWARD_STATE_DIR", default_value = "/var/lib/durward")]
+    pub state_dir: PathBuf,
+}
+
+/// How to run.
+#[derive(Clone, Debug, Args)]
+pub struct Run {
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub places: Places,
+    /// The controller's gRPC address. Without it, that of the Service whose environment the kubelet gives.
+    #[arg(long, env = "DURWARD_CONTROLLER")]
+    pub controller: Option<String>,
+    /// This node's name.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Where the container runtime pins the pods' network namespaces.
+    #[arg(long, env = "DURWARD_NETNS_DIR", default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
+    /// The proc file system with the host's processes.
+    #[arg(long, env = "DURWARD_PROC", default_value = "/proc")]
+    pub proc: PathBuf,
+    /// Where the log of verdicts is written.
+    #[arg(long, env = "DURWARD_LOG_DIR", default_value = "/var/log/network")]
+    pub log_dir: PathBuf,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "DURWARD_METRICS_LISTEN", default_value = "[::]:9445")]
+    pub metrics_listen: SocketAddr,
+    /// What a pod may do that the controller has not told of yet.
+    #[arg(long, env = "DURWARD_UNKNOWN_PODS", value_enum, default_value = "deny")]
+    pub unknown_pods: UnknownPods,
+}
+
+/// What a pod may do that the controller has not told of yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnknownPods {
+    /// Only talk with its own node.
+    Deny,
+    /// Everything.
+    Allow,
+}
+
+/// What to dump.
+#[derive(Clone, Debug, Args)]
+pub struct Dump {
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub places: Places,
+}
+
+impl Run {
+    /// The controller's address; none if there is neither a flag nor a Service.
+    pub fn controller_url(&self, env: impl Fn(&str) -> Option<String>) -> Option<String> {
+        self.controller.clone().or_else(|| {
+            let host = env("DURWARD_CONTROLLER_SERVICE_HOST")?;
+            let port = env("DURWARD_CONTROLLER_SERVICE_PORT").unwrap_or_else(|| "9443".to_owned());
+            // An IPv6 address stands in brackets in a URL.
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            Some(format!("http://{host}:{port}"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_controller_is_found_by_flag_or_by_its_services_environment() {
+        let run = |extra: &[&str]| {
+            let args = ["durward-enforcer", "run", "--node-name", "n"].iter().chain(extra);
+            match Cli::try_parse_from(args).unwrap().command {
+                Command::Run(run) => run,
+                Command::Dump(_) => unreachable!("run was asked for"),
+            }
+        };
+        let env = |name: &str| (name == "DURWARD_CONTROLLER_SERVICE_HOST").then(|| "fd00::1".to_owned());
+        assert_eq!(run(&[]).controller_url(env).as_deref(), Some("http://[fd00::1]:9443"));
+        assert_eq!(run(&["--controller", "http://c:1"]).controller_url(env).as_deref(), Some("http://c:1"));
+        assert_eq!(run(&[]).controller_url(|_| None), None);
+    }
+}

@@ -1,0 +1,3 @@
+//! Starts things.
+
+fn main() {}
