@@ -1,0 +1,34 @@
+//! Starts the controller. Does IO.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use durward_controller::{Config, Listeners, run};
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match start(Config::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            error!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let client = Client::try_default().await?;
+    let listeners = Listeners::bind(&config).await?;
+    info!(grpc = %config.listen, metrics = %config.metrics_listen, "serving");
+    let stop = async {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    };
+    Ok(run(client, listeners, stop).await?)
+}

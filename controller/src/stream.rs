@@ -1,0 +1,243 @@
+//! One node's stream: hello, the view, then what changes in it, as the connection has room. Does IO.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use durward_proto::wire::{from_node, to_node};
+use durward_proto::{encode, wire};
+use futures::Stream;
+use prost::Message;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Status, Streaming};
+use tracing::{debug, info};
+
+use crate::mailbox::{End, Mailbox};
+use crate::metrics::{Metrics, Sent};
+use crate::outlet::Opening;
+use crate::serve::{MAX_RESPONSE_BYTES, stopping};
+use crate::task::{Ask, Subscription};
+
+/// How long a node may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One node's stream.
+pub(crate) struct NodeStream {
+    asks: mpsc::Sender<Ask>,
+    epoch: u64,
+    metrics: Arc<Metrics>,
+    phase: Phase,
+}
+
+enum Phase {
+    Greeting(Box<Streaming<wire::FromNode>>),
+    Talking(Box<Talk>),
+    Ended,
+}
+
+/// A stream whose node is known.
+struct Talk {
+    /// What the stream begins with: the view and the mark that it is whole.
+    opening: std::vec::IntoIter<to_node::Message>,
+    mailbox: Arc<Mailbox>,
+    stream: u64,
+    bell: watch::Receiver<()>,
+    /// Why the node's half ended.
+    heard_last: oneshot::Receiver<Status>,
+    _leave: Leave,
+}
+
+/// Tells, when the stream is dropped for whatever reason, that it is.
+struct Leave {
+    mailbox: Arc<Mailbox>,
+    stream: u64,
+    node: Arc<str>,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.mailbox.leave(self.stream);
+        info!(node = &*self.node, "a node's stream has ended");
+    }
+}
+
+impl NodeStream {
+    pub(crate) fn new(
+        inbound: Streaming<wire::FromNode>,
+        asks: mpsc::Sender<Ask>,
+        epoch: u64,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { asks, epoch, metrics, phase: Phase::Greeting(Box::new(inbound)) }
+    }
+
+    /// The messages to the node; a refusal is the last one.
+    pub(crate) fn into_stream(self) -> impl Stream<Item = Result<wire::ToNode, Status>> {
+        futures::stream::unfold(self, |mut this| async move {
+            let message = this.next().await?;
+            let message = message.map(|message| wire::ToNode { message: Some(message) });
+            if let Err(status) = &message {
+                debug!(%status, "a node's stream is ended");
+                this.phase = Phase::Ended;
+            }
+            Some((message, this))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Result<to_node::Message, Status>> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Ended);
+        let mut talk = match phase {
+            Phase::Greeting(inbound) => match self.greet(*inbound).await {
+                Ok(talk) => talk,
+                Err(status) => {
+                    self.metrics.requests_refused.inc();
+                    return Some(Err(status));
+                }
+            },
+            Phase::Talking(talk) => talk,
+            Phase::Ended => return None,
+        };
+        let message = talk.next(self.epoch, &self.metrics).await;
+        self.phase = Phase::Talking(talk);
+        Some(message)
+    }
+
+    async fn greet(&self, mut inbound: Streaming<wire::FromNode>) -> Result<Box<Talk>, Status> {
+        let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("FromNode.hello: none came in time"))??;
+        let wire::Hello { node, has } = hello(first)?;
+        let node: Arc<str> = node.into();
+        let has = has.filter(|version| version.epoch == self.epoch).map(|version| version.number);
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask::Subscribe { node: node.clone(), has, reply };
+        self.asks.send(ask).await.map_err(|_| stopping())?;
+        let Subscription { mailbox, stream, opening } =
+            answer.await.map_err(|_| Status::from(End::Replaced))??;
+        info!(node = &*node, has, "a node's stream begins");
+        let leave = Leave { mailbox: mailbox.clone(), stream, node: node.clone() };
+        let (last, heard_last) = oneshot::channel();
+        let listener = Listener { asks: self.asks.clone(), node, stream, epoch: self.epoch };
+        tokio::spawn(async move {
+            // If nobody hears the reason, the stream has ended already.
+            let _ = last.send(listener.listen(inbound).await);
+        });
+        Ok(Box::new(Talk {
+            opening: self.open(opening).into_iter(),
+            bell: mailbox.bell(),
+            mailbox,
+            stream,
+            heard_last,
+            _leave: leave,
+        }))
+    }
+
+    fn open(&self, opening: Opening) -> Vec<to_node::Message> {
+        let in_sync = |number| to_node::Message::InSync(wire::Version { epoch: self.epoch, number });
+        match opening {
+            Opening::Resume(number) => {
+                self.metrics.sent(Sent::Resumption);
+                vec![in_sync(number)]
+            }
+            Opening::Whole(view, number) => {
+                self.metrics.sent(Sent::Snapshot);
+                let parts = encode::snapshot(&view);
+                let parts = parts.into_iter().map(to_node::Message::Snapshot);
+                parts.chain([in_sync(number)]).collect()
+            }
+        }
+    }
+}
+
+impl Talk {
+    async fn next(&mut self, epoch: u64, metrics: &Metrics) -> Result<to_node::Message, Status> {
+        if let Some(message) = self.opening.next() {
+            return Ok(message);
+        }
+        loop {
+            self.bell.mark_unchanged();
+            if let Some((number, patch)) = self.mailbox.take(self.stream)? {
+                let change = wire::Change {
+                    to: Some(wire::Version { epoch, number }),
+                    patch: Some(wire::Patch::from(&patch)),
+                };
+                // A change is one message, or a packet could be judged by half of it.
+                if change.encoded_len() + 16 > MAX_RESPONSE_BYTES {
+                    self.mailbox.forget(self.stream);
+                    metrics.changes_too_large.inc();
+                    return Err(Status::aborted("the change is too large for one message: subscribe again"));
+                }
+                metrics.sent(Sent::Change);
+                return Ok(to_node::Message::Change(change));
+            }
+            tokio::select! {
+                rung = self.bell.changed() => rung.map_err(|_| stopping())?,
+                last = &mut self.heard_last => return Err(last.unwrap_or_else(|_| stopping())),
+            }
+        }
+    }
+}
+
+impl From<End> for Status {
+    fn from(end: End) -> Self {
+        match end {
+            End::Replaced => Self::aborted(end.to_string()),
+            End::Closed => Self::unavailable(end.to_string()),
+        }
+    }
+}
+
+fn hello(first: Option<wire::FromNode>) -> Result<wire::Hello, Status> {
+    let first =
+        first.ok_or_else(|| Status::invalid_argument("FromNode.hello: the stream ended before it"))?;
+    match first.message {
+        Some(from_node::Message::Hello(hello)) if hello.node.is_empty() => {
+            Err(Status::invalid_argument("Hello.node: it is empty; say the node's name"))
+        }
+        Some(from_node::Message::Hello(hello)) => Ok(hello),
+        Some(from_node::Message::Acked(_)) => {
+            Err(Status::invalid_argument("FromNode.acked: a stream begins with hello"))
+        }
+        None => Err(unknown_message()),
+    }
+}
+
+fn unknown_message() -> Status {
+    Status::invalid_argument("FromNode.message: missing, or one that this controller does not know")
+}
+
+/// Listens to the node's half of the stream.
+struct Listener {
+    asks: mpsc::Sender<Ask>,
+    node: Arc<str>,
+    stream: u64,
+    epoch: u64,
+}
+
+impl Listener {
+    /// Hears acknowledgements, until there are no more; gives the reason.
+    async fn listen(self, mut inbound: Streaming<wire::FromNode>) -> Status {
+        loop {
+            let message = match inbound.message().await {
+                Ok(Some(message)) => message.message,
+                Ok(None) => return Status::ok("the node ended the stream"),
+                Err(status) => return status,
+            };
+            let version = match message {
+                Some(from_node::Message::Acked(version)) if version.epoch == self.epoch => version,
+                Some(from_node::Message::Acked(version)) => {
+                    let wire::Version { epoch, .. } = version;
+                    return Status::invalid_argument(format!(
+                        "Version.epoch: {epoch} is not this controller's"
+                    ));
+                }
+                Some(from_node::Message::Hello(_)) => {
+                    return Status::invalid_argument("FromNode.hello: there was one already");
+                }
+                None => return unknown_message(),
+            };
+            let (node, stream, number) = (self.node.clone(), self.stream, version.number);
+            if self.asks.send(Ask::Acknowledge { node, stream, number }).await.is_err() {
+                return stopping();
+            }
+        }
+    }
+}

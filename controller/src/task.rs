@@ -1,0 +1,349 @@
+//! The task that owns the engine, and what goes in and out of it. IO only through channels.
+//!
+//! What happens in the cluster is received cheaply and applied in batches; what changes for a node is
+//! put into that node's mailbox at once. Nothing is published before every kind was listed, so that
+//! no node is told of a cluster that lacks half of its objects.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use durward_engine::object::{Event, Key, Policy};
+use durward_engine::{Engine, Fault, Limits, Outcome};
+use durward_proto::{Identity, Logging, NodeReport, Workload};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info};
+
+use crate::event::{Notice, Notices, Severity, reference};
+use crate::health::Health;
+use crate::identity::{Identities, PodIdentity};
+use crate::logging::Progress;
+use crate::mailbox::Mailbox;
+use crate::metrics::{Kind, Metrics};
+use crate::outlet::Opening;
+
+/// How many changes are applied at once at most.
+const MAX_BATCH: usize = 1024;
+/// How often progress is counted.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Something that happened in the cluster.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// What the engine is told.
+    Engine(Event),
+    /// A policy is so; its UID.
+    Policy(Policy, Arc<str>),
+    /// A pod's name for the log; none if it is gone.
+    Identity(Key, Option<PodIdentity>),
+    /// Who owns a ReplicaSet or a Job of a namespace, if anybody does.
+    Owner(Arc<str>, Workload, Option<Workload>),
+    /// A node is there, or is gone.
+    Node(Arc<str>, bool),
+    /// All objects of a kind have been told.
+    Listed(Kind),
+}
+
+/// What the nodes' streams and requests ask.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// A node opens a stream, and has this version.
+    Subscribe { node: Arc<str>, has: Option<u64>, reply: oneshot::Sender<Result<Subscription, UnknownNode>> },
+    /// A node has a version in its kernel.
+    Acknowledge { node: Arc<str>, stream: u64, number: u64 },
+    /// Who has these addresses?
+    Identify { addresses: Vec<IpAddr>, reply: oneshot::Sender<Vec<Identity>> },
+    /// What a node has to say of itself.
+    Report { report: NodeReport, reply: oneshot::Sender<Result<(), UnknownNode>> },
+}
+
+/// A stream that is open.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) stream: u64,
+    pub(crate) opening: Opening,
+}
+
+/// A node says a name that the cluster does not know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster has no Node {0:?}: the enforcer's --node-name must be its Node object's name")]
+pub(crate) struct UnknownNode(Arc<str>);
+
+impl From<UnknownNode> for tonic::Status {
+    fn from(unknown: UnknownNode) -> Self {
+        Self::not_found(unknown.to_string())
+    }
+}
+
+/// A stream that waits until everything was listed.
+#[derive(Debug)]
+struct Waiting {
+    has: Option<u64>,
+    reply: oneshot::Sender<Result<Subscription, UnknownNode>>,
+}
+
+/// The one owner of the engine.
+pub(crate) struct Task {
+    engine: Engine,
+    identities: Identities,
+    nodes: HashSet<Arc<str>>,
+    mailboxes: HashMap<Arc<str>, Arc<Mailbox>>,
+    streams: u64,
+    unlisted: BTreeSet<Kind>,
+    waiting: HashMap<Arc<str>, Waiting>,
+    problems: HashMap<Arc<str>, Vec<String>>,
+    /// Of all policies, so that an Event can be found with its policy.
+    policy_uids: HashMap<Key, Arc<str>>,
+    failing_closed: BTreeSet<Key>,
+    logging: Logging,
+    progress: watch::Sender<Progress>,
+    notices: Notices,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+}
+
+impl Change {
+    /// What is logged from now on.
+    pub(crate) fn logging(logging: Logging) -> Self {
+        Self::Engine(Event::Logging(logging))
+    }
+}
+
+impl Task {
+    pub(crate) fn new(
+        progress: watch::Sender<Progress>,
+        notices: Notices,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            engine: Engine::new(Limits::default()),
+            identities: Identities::new(now_ms()),
+            nodes: HashSet::new(),
+            mailboxes: HashMap::new(),
+            streams: 0,
+            unlisted: Kind::ALL.into(),
+            waiting: HashMap::new(),
+            problems: HashMap::new(),
+            policy_uids: HashMap::new(),
+            failing_closed: BTreeSet::new(),
+            logging: Logging::default(),
+            progress,
+            notices,
+            health,
+            metrics,
+        }
+    }
+
+    /// Runs until nobody can ask or tell anything any more, or `stop` resolves. All streams end then.
+    pub(crate) async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut asks: mpsc::Receiver<Ask>,
+        stop: impl Future<Output = ()>,
+    ) {
+        let mut stop = std::pin::pin!(stop);
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        let mut count = tokio::time::interval(PROGRESS_INTERVAL);
+        count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                received = changes.recv_many(&mut batch, MAX_BATCH) => {
+                    if received == 0 {
+                        break;
+                    }
+                    self.apply(batch.drain(..), Instant::now());
+                }
+                ask = asks.recv() => match ask {
+                    Some(ask) => self.answer(ask),
+                    None => break,
+                },
+                _ = count.tick() => self.count(),
+                () = &mut stop => break,
+            }
+        }
+        self.mailboxes.values().for_each(|mailbox| mailbox.close());
+    }
+
+    /// Applies what happened, and tells the nodes.
+    pub(crate) fn apply(&mut self, batch: impl Iterator<Item = Change>, heard: Instant) {
+        let now_ms = now_ms();
+        let (mut events, mut listed) = (vec![], vec![]);
+        for change in batch {
+            match change {
+                Change::Engine(event) => {
+                    match &event {
+                        Event::Logging(logging) => self.logging = *logging,
+                        Event::PolicyGone(key) => drop(self.policy_uids.remove(key)),
+                        _ => {}
+                    }
+                    events.push(event);
+                }
+                Change::Policy(policy, uid) => {
+                    self.policy_uids.insert(policy.key.clone(), uid);
+                    events.push(Event::Policy(policy));
+                }
+                Change::Identity(key, Some(pod)) => self.identities.put_pod(key, pod, now_ms),
+                Change::Identity(key, None) => self.identities.remove_pod(&key, now_ms),
+                Change::Owner(namespace, owned, owner) => self.identities.put_owner(namespace, owned, owner),
+                Change::Node(node, true) => drop(self.nodes.insert(node)),
+                Change::Node(node, false) => self.forget(&node),
+                Change::Listed(kind) => listed.push(kind),
+            }
+        }
+        let outcome = self.engine.apply(events);
+        self.publish(outcome, heard);
+        if !listed.is_empty() {
+            self.unlisted.retain(|kind| !listed.contains(kind));
+            self.synced();
+        }
+    }
+
+    fn publish(&mut self, outcome: Outcome, heard: Instant) {
+        let Outcome { patches, faults } = outcome;
+        for (node, patch) in patches {
+            let Some(mailbox) = self.mailboxes.get(&node) else { continue };
+            self.metrics.view_versions.inc();
+            if let Err(error) = mailbox.push(patch, heard) {
+                // Cannot be, unless the engine is wrong. The node keeps what it has until it comes back.
+                error!(%error, node = &*node, "a node's view went wrong; it is made anew");
+                mailbox.close();
+                self.mailboxes.remove(&node);
+                self.engine.unsubscribe(&node);
+            }
+        }
+        self.tell(faults);
+    }
+
+    fn tell(&mut self, faults: BTreeMap<Key, Option<Fault>>) {
+        for (key, fault) in faults {
+            let Some(fault) = fault else {
+                self.failing_closed.remove(&key);
+                continue;
+            };
+            self.metrics.fault(Kind::NetworkPolicy);
+            let Key { namespace, name } = &key;
+            let uid = self.policy_uids.get(&key).map(|uid| &**uid);
+            self.notices.tell(Notice {
+                regarding: reference::<NetworkPolicy>(Some(namespace), name, uid),
+                severity: Severity::Warning,
+                reason: "PolicyFailsClosed",
+                action: "FailClosed",
+                note: fault.to_string(),
+            });
+            self.failing_closed.insert(key);
+        }
+        self.metrics.policies_failing_closed.set(self.failing_closed.len() as i64);
+    }
+
+    /// Serves those that waited, if there is nothing to wait for any more.
+    fn synced(&mut self) {
+        if !self.unlisted.is_empty() {
+            info!(missing = ?self.unlisted, "not in sync yet");
+            return;
+        }
+        info!(nodes = self.nodes.len(), "in sync");
+        self.health.synced();
+        for (node, Waiting { has, reply }) in std::mem::take(&mut self.waiting) {
+            let subscription = self.subscribe(&node, has);
+            // Who does not wait any more comes back.
+            let _ = reply.send(subscription);
+        }
+    }
+
+    pub(crate) fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Subscribe { node, has, reply } if !self.unlisted.is_empty() => {
+                self.waiting.retain(|_, waiting| !waiting.reply.is_closed());
+                self.waiting.insert(node, Waiting { has, reply });
+            }
+            Ask::Subscribe { node, has, reply } => {
+                let subscription = self.subscribe(&node, has);
+                let _ = reply.send(subscription);
+            }
+            Ask::Acknowledge { node, stream, number } => {
+                let heard = self.mailboxes.get(&node).and_then(|mailbox| mailbox.acknowledge(stream, number));
+                if let Some(heard) = heard {
+                    self.metrics.propagation.observe(heard.elapsed().as_secs_f64());
+                }
+            }
+            Ask::Identify { addresses, reply } => {
+                let now_ms = now_ms();
+                let identify = |address| self.identities.identify(address, now_ms);
+                let _ = reply.send(addresses.into_iter().map(identify).collect());
+            }
+            Ask::Report { report, reply } => {
+                let _ = reply.send(self.report(report));
+            }
+        }
+    }
+
+    fn subscribe(&mut self, node: &Arc<str>, has: Option<u64>) -> Result<Subscription, UnknownNode> {
+        if !self.nodes.contains(node) {
+            return Err(UnknownNode(node.clone()));
+        }
+        let mailbox = match self.mailboxes.get(node) {
+            Some(mailbox) => mailbox.clone(),
+            None => {
+                let mailbox = Arc::new(Mailbox::new(self.engine.subscribe(node)));
+                self.metrics.view_versions.inc();
+                self.mailboxes.insert(node.clone(), mailbox.clone());
+                mailbox
+            }
+        };
+        self.streams += 1;
+        let opening = mailbox.open(self.streams, has);
+        Ok(Subscription { mailbox, stream: self.streams, opening })
+    }
+
+    /// A node is gone.
+    fn forget(&mut self, node: &str) {
+        self.nodes.remove(node);
+        self.problems.remove(node);
+        if let Some(mailbox) = self.mailboxes.remove(node) {
+            mailbox.close();
+            self.engine.unsubscribe(node);
+        }
+    }
+
+    fn report(&mut self, report: NodeReport) -> Result<(), UnknownNode> {
+        let Some(node) = self.nodes.get(report.node.as_str()).cloned() else {
+            return Err(UnknownNode(report.node.into()));
+        };
+        self.metrics.report(&report);
+        let NodeReport { problems, .. } = report;
+        if problems.is_empty() {
+            self.problems.remove(&node);
+        } else if self.problems.get(&node) != Some(&problems) {
+            self.notices.tell(Notice {
+                regarding: reference::<Node>(None, &node, None),
+                severity: Severity::Warning,
+                reason: "NetworkPolicyEnforcementProblem",
+                action: "Enforce",
+                note: problems.join("; "),
+            });
+            self.problems.insert(node, problems);
+        }
+        Ok(())
+    }
+
+    /// Counts what is counted at times, not at each change.
+    fn count(&mut self) {
+        let connected = self.mailboxes.values().filter(|mailbox| mailbox.is_connected()).count();
+        let applied = self.mailboxes.values().filter(|mailbox| mailbox.runs_logging()).count();
+        self.metrics.nodes_connected.set(connected as i64);
+        self.metrics.nodes_with_problems.set(self.problems.len() as i64);
+        let progress = Progress { generation: self.logging.generation, applied, total: self.nodes.len() };
+        self.progress.send_if_modified(|old| std::mem::replace(old, progress) != progress);
+    }
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

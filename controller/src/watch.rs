@@ -1,0 +1,174 @@
+//! One list and one watch of each kind of objects, reduced at the door. Does IO.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::ExponentialBuilder;
+use durward_engine::object::Key;
+use futures::{Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use kube::api::Api;
+use kube_runtime::WatchStreamExt;
+use kube_runtime::utils::ResetTimerBackoff;
+use kube_runtime::watcher::{self, Event, ExponentialBackoff};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::event::{Notice, Notices};
+use crate::health::Health;
+use crate::metrics::{Kind, Metrics, OfKind};
+use crate::task::Change;
+
+/// The first wait after a failure; the next ones double, each with as much again of jitter.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// A watch that held for so long starts over with the first wait.
+const RETRY_RESET: Duration = Duration::from_secs(60);
+
+/// What an object comes to at the door.
+#[derive(Debug, Default)]
+pub(crate) struct Translation {
+    /// What the task is told.
+    pub(crate) changes: Vec<Change>,
+    /// What could not be understood, if anything.
+    pub(crate) fault: Option<Notice>,
+}
+
+/// How one kind of objects is watched.
+pub(crate) struct Watch<K> {
+    pub(crate) kind: Kind,
+    pub(crate) api: Api<K>,
+    pub(crate) put: fn(&K) -> Translation,
+    pub(crate) gone: fn(&Key) -> Vec<Change>,
+}
+
+/// What all watches share.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) changes: mpsc::Sender<Change>,
+    pub(crate) notices: Notices,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// The events of a watch that starts over after failures, at most `slowest_retry` (and as much again
+/// of jitter) later; failures are counted and shown.
+pub(crate) fn events<K>(
+    kind: Kind,
+    api: Api<K>,
+    config: watcher::Config,
+    slowest_retry: Duration,
+    around: &Surroundings,
+) -> Pin<Box<dyn Stream<Item = Event<K>> + Send>>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let waits =
+        ExponentialBuilder::new().with_min_delay(FIRST_RETRY).with_max_delay(slowest_retry).with_jitter();
+    let waits = ExponentialBackoff::from(waits.without_max_times());
+    let (health, failures) =
+        (around.health.clone(), around.metrics.watch_failures.get_or_create_owned(&OfKind { kind }));
+    let events = kube_runtime::watcher(api, config).backoff(ResetTimerBackoff::new(waits, RETRY_RESET));
+    Box::pin(events.filter_map(move |event| {
+        let event = event
+            .inspect_err(|error| {
+                warn!(?kind, %error, "a watch failed; what is known stays in force, and it is tried again");
+                failures.inc();
+                health.failed(kind, error.to_string());
+            })
+            .ok();
+        std::future::ready(event)
+    }))
+}
+
+/// What one watch knows.
+struct Known {
+    /// The objects that are there.
+    objects: HashSet<Key>,
+    /// Those of a listing that is under way.
+    listing: HashSet<Key>,
+    /// What was told of objects that are at fault, so that it is told once.
+    faults: HashMap<Key, String>,
+}
+
+impl<K> Watch<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    /// Watches for as long as there is somebody to tell.
+    pub(crate) async fn run(self, around: Surroundings, slowest_retry: Duration) {
+        let Self { kind, api, put, gone } = self;
+        let mut events = events(kind, api, watcher::Config::default(), slowest_retry, &around);
+        let mut known = Known { objects: HashSet::new(), listing: HashSet::new(), faults: HashMap::new() };
+        let objects = around.metrics.objects.get_or_create_owned(&OfKind { kind });
+        let mut listed = false;
+        while let Some(event) = events.next().await {
+            let is_listing_done = matches!(event, Event::InitDone);
+            let mut changes = match event {
+                Event::Init => {
+                    known.listing.clear();
+                    vec![]
+                }
+                Event::InitApply(object) => {
+                    let key = key(object.meta());
+                    known.listing.insert(key.clone());
+                    known.put(key, put(&object), kind, &around)
+                }
+                Event::Apply(object) => known.put(key(object.meta()), put(&object), kind, &around),
+                Event::Delete(object) => known.remove(&key(object.meta()), gone),
+                Event::InitDone => known.listed(gone),
+            };
+            if is_listing_done && !listed {
+                listed = true;
+                changes.push(Change::Listed(kind));
+                debug!(?kind, objects = known.objects.len(), "listed");
+            }
+            objects.set(known.objects.len() as i64);
+            for change in changes {
+                if around.changes.send(change).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Known {
+    fn put(&mut self, key: Key, translation: Translation, kind: Kind, around: &Surroundings) -> Vec<Change> {
+        let Translation { changes, fault } = translation;
+        match fault {
+            Some(notice) if self.faults.get(&key) != Some(&notice.note) => {
+                around.metrics.fault(kind);
+                self.faults.insert(key.clone(), notice.note.clone());
+                around.notices.tell(notice);
+            }
+            Some(_) => {}
+            None => drop(self.faults.remove(&key)),
+        }
+        self.objects.insert(key);
+        changes
+    }
+
+    fn remove(&mut self, key: &Key, gone: fn(&Key) -> Vec<Change>) -> Vec<Change> {
+        self.faults.remove(key);
+        self.objects.remove(key);
+        gone(key)
+    }
+
+    /// A listing is complete: what it does not name is gone.
+    fn listed(&mut self, gone: fn(&Key) -> Vec<Change>) -> Vec<Change> {
+        let listing = std::mem::take(&mut self.listing);
+        let lost: Vec<_> = self.objects.difference(&listing).cloned().collect();
+        lost.iter().flat_map(|key| self.remove(key, gone)).collect()
+    }
+}
+
+/// An object's namespace and name; the namespace of cluster-scoped objects is empty.
+pub(crate) fn key(meta: &ObjectMeta) -> Key {
+    let ObjectMeta { namespace, name, .. } = meta;
+    Key::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default())
+}
