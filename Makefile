@@ -1,0 +1,57 @@
+# The few commands that people type. Each installs what it needs and can be run twice.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/durward
+# Outside the checkout, so that a fresh clone on a warm machine does not compile the world again.
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+
+DENY_VERSION := 0.20.2
+DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+BED := cargo run --quiet --locked -p durward-e2e --bin durward-bed --
+
+.PHONY: help setup demo test lint cluster cluster-down images bench-datapath bench-engine fuzz-engine
+
+help: ## These lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is needed from Debian, if it is not there
+	@e2e/scripts/setup
+
+demo: setup ## A guided tour on a throwaway two-node Kubernetes made here
+	@cargo run --quiet --locked -p durward-e2e --bin durward-demo
+
+# Programs of tests run one after the other. Those in e2e have a cluster each, which is down before the next one starts.
+test: setup ## Everything that is tested
+	@cargo test --locked --workspace
+
+lint: setup $(DENY) ## Format, clippy, licences and sources of dependencies (warnings of C are errors in any build)
+	@cargo fmt --all --check
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+	@$(DENY) --offline --locked check --hide-inclusion-graph bans licenses sources
+
+cluster: setup ## Leave a cluster up, with Durward installed
+	@$(BED) up --with-durward
+
+cluster-down: setup ## Take that cluster down
+	@$(BED) down
+
+images: setup ## Build the images; prints where their archives are
+	@$(BED) images
+
+bench-datapath: setup ## What a packet costs in the kernel; the last line is JSON
+	@cargo bench --quiet --locked -p durward-bpf --bench datapath
+
+bench-engine: setup ## What the controller's engine costs
+	@cargo bench --quiet --locked -p durward-engine --bench engine
+
+fuzz-engine: setup ## Compare the engine with its oracle on random clusters: CASES=100000
+	@PROPTEST_CASES=$(or $(CASES),100000) cargo test --locked --release -p durward-engine --test oracle
+
+$(DENY):
+	@echo "building cargo-deny $(DENY_VERSION) (once, some minutes)"
+	@cargo install --quiet --locked cargo-deny --version $(DENY_VERSION) --no-default-features \
+	  --root $(CACHE)/cargo-deny-$(DENY_VERSION) --target-dir $(CACHE)/cargo-deny-build
+	@rm -rf $(CACHE)/cargo-deny-build
