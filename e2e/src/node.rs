@@ -132,7 +132,7 @@ impl Node {
         let connect = match self.config.cni {
             Cni::Ptp => json!({"type": "ptp", "ipMasq": false, "mtu": 1500, "ipam": ipam}),
             Cni::Bridge => json!({
-                "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true,
+                "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
                 "ipMasq": false, "mtu": 1500, "ipam": ipam,
             }),
         };
