@@ -40,6 +40,11 @@ impl Image {
         self
     }
 
+    /// With this name instead of those that it has.
+    pub fn renamed(self, name: impl Into<String>) -> Self {
+        Self { names: vec![name.into()], ..self }
+    }
+
     /// With a file of this machine, and the shared libraries that it needs.
     pub fn file(mut self, from: impl Into<PathBuf>, to: impl Into<String>) -> Self {
         self.files.push((from.into(), to.into()));
