@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::Uid;
+use nix::{
+    sys::{prctl::set_pdeathsig, signal::Signal},
+    unistd::Uid,
+};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -34,6 +37,9 @@ use crate::{
     process, programs, sweep,
 };
 
+/// The file that says that a bed is up although no process has it.
+const KEPT: &str = "kept";
+
 const COREDNS: &str = include_str!("../cluster/coredns/coredns.yaml");
 
 /// A cluster that is up. It goes down when this is dropped, and when the process is interrupted or terminated.
@@ -48,7 +54,8 @@ pub struct Bed {
 static OWNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 impl Bed {
-    /// Brings up a bed, after removing what an earlier one of the same name left. Waits if another process has that one up.
+    /// Brings up a bed, after removing what an earlier one of the same name left, and what killed runs of others left.
+    /// Waits if another process has this one up.
     pub fn up(config: Config) -> Result<Self> {
         if !config.is_valid() {
             return Err(Error::unfit(format!(
@@ -63,11 +70,12 @@ impl Bed {
             0 => Vec::new(),
             _ => vec![images::pause().archive()?, images::coredns()?.archive()?, images::shell()?.archive()?],
         };
-        let owner = Some(lock(&config.name, true)?);
+        let owner = Some(lock(&config.name)?);
         clean_when_interrupted()?;
         owned(|beds| beds.insert(config.name.clone()));
         let bed = Self { config, owner };
         sweep::sweep(bed.name())?;
+        sweep_abandoned()?;
         bed.assemble(&archives)?;
         Ok(bed)
     }
@@ -82,7 +90,8 @@ impl Bed {
 
     /// Takes down a bed that a process left up, or that was left by a killed one.
     pub fn down(name: &str) -> Result<()> {
-        let _lock = lock(name, false)?;
+        let busy = |_| Error::unfit(format!("a running process has bed {name} up; end that one"));
+        let _lock = try_lock(name)?.map_err(busy)?;
         sweep::sweep(name)
     }
 
@@ -92,9 +101,12 @@ impl Bed {
     }
 
     /// Leaves the bed up when the process ends.
-    pub fn keep(mut self) {
+    pub fn keep(mut self) -> Result<()> {
+        let mark = self.folder().join(KEPT);
+        fs::write(&mark, "").at("writing", &mark)?;
         self.owner = None;
         owned(|beds| beds.remove(self.name()));
+        Ok(())
     }
 
     /// The bed's name.
@@ -226,22 +238,40 @@ fn each<T: Send>(names: &[String], work: impl Fn(&str) -> Result<T> + Sync) -> R
     })
 }
 
-/// Makes this process the only one that deals with the bed. The kernel forgets the lock with the process.
-fn lock(bed: &str, patient: bool) -> Result<UnixListener> {
-    let address = SocketAddr::from_abstract_name(format!("durward-bed-{bed}")).named("naming the lock")?;
-    let mut said = false;
-    loop {
-        match UnixListener::bind_addr(&address) {
-            Ok(lock) => return Ok(lock),
-            Err(_) if patient => {
-                if !std::mem::replace(&mut said, true) {
-                    eprintln!("waiting for the process that has bed {bed} up …");
-                }
-                thread::sleep(Duration::from_millis(200));
-            }
-            Err(_) => return Err(Error::unfit(format!("a running process has bed {bed} up; end that one"))),
+/// Removes the beds that no process has up, and that none was to leave up.
+fn sweep_abandoned() -> Result<()> {
+    for bed in sweep::beds()? {
+        if !scratch(&bed).join(KEPT).exists() {
+            let Ok(_lock) = try_lock(&bed)? else { continue };
+            sweep::sweep(&bed)?;
         }
     }
+    Ok(())
+}
+
+/// Makes this process the only one that deals with the bed. The kernel forgets the lock with the process.
+fn try_lock(bed: &str) -> Result<std::io::Result<UnixListener>> {
+    let address = SocketAddr::from_abstract_name(format!("durward-bed-{bed}")).named("naming the lock")?;
+    Ok(UnixListener::bind_addr(&address))
+}
+
+fn lock(bed: &str) -> Result<UnixListener> {
+    let mut said = false;
+    loop {
+        if let Ok(lock) = try_lock(bed)? {
+            return Ok(lock);
+        }
+        if !std::mem::replace(&mut said, true) {
+            eprintln!("waiting for the process that has bed {bed} up …");
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Ends this process, and with it its beds, when the one that started it is killed. For programs that nobody starts to
+/// outlive them, such as tests.
+pub fn end_with_parent() -> Result<()> {
+    set_pdeathsig(Signal::SIGTERM).named("asking for a signal at the parent's end")
 }
 
 fn clean_when_interrupted() -> Result<()> {

@@ -3,22 +3,22 @@
 use std::{fs, path::Path, process::Command};
 
 use crate::{
-    Config, Namespaces, Result,
+    Cni, Config, Namespaces, Result,
     config::{FABRIC, addresses, host_id, pod_ranges},
     error::Named,
     process,
 };
 
 /// Each host's settings; without forwarding a node drops its pods' packets.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 4] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
-    // Services of pods on one bridge are translated only if bridged packets pass through netfilter.
-    ("net/bridge/bridge-nf-call-iptables", "1"),
-    ("net/bridge/bridge-nf-call-ip6tables", "1"),
 ];
+/// Services of pods on one bridge are translated only if bridged packets pass through netfilter.
+const BRIDGE_SETTINGS: [(&str, &str); 2] =
+    [("net/bridge/bridge-nf-call-iptables", "1"), ("net/bridge/bridge-nf-call-ip6tables", "1")];
 
 /// The network namespace of a host.
 pub(crate) fn namespace(bed: &str, host: &str) -> Result<Namespaces> {
@@ -27,6 +27,13 @@ pub(crate) fn namespace(bed: &str, host: &str) -> Result<Namespaces> {
 
 pub(crate) fn weave(config: &Config) -> Result<()> {
     let bed = &config.name;
+    let mut settings = SETTINGS.to_vec();
+    if config.cni == Cni::Bridge {
+        if !Path::new("/proc/sys/net/bridge").exists() {
+            process::output(Command::new("modprobe").arg("br_netfilter"))?;
+        }
+        settings.extend(BRIDGE_SETTINGS);
+    }
     let hosts = config.hosts();
     let names = hosts.iter().map(String::as_str).chain([FABRIC]);
     ip(None, &names.map(|host| format!("netns add {}\n", host_id(bed, host))).collect::<String>())?;
@@ -40,7 +47,7 @@ pub(crate) fn weave(config: &Config) -> Result<()> {
     ip(Some(&host_id(bed, FABRIC)), &plugs.fold(bridge, |all, plug| all + &plug))?;
     for host in &hosts {
         ip(Some(&host_id(bed, host)), &host_links(config, host))?;
-        namespace(bed, host)?.run(configure)??;
+        namespace(bed, host)?.run(|| configure(&settings))??;
     }
     Ok(())
 }
@@ -58,15 +65,11 @@ fn host_links(config: &Config, host: &str) -> String {
     lines
 }
 
-fn configure() -> Result<()> {
-    for (name, value) in SETTINGS {
+fn configure(settings: &[(&str, &str)]) -> Result<()> {
+    settings.iter().try_for_each(|(name, value)| {
         let file = Path::new("/proc/sys").join(name);
-        // br_netfilter is not on every machine; then only beds with the bridge plugin miss it.
-        if file.exists() || !name.starts_with("net/bridge") {
-            fs::write(&file, value).at("writing", &file)?;
-        }
-    }
-    Ok(())
+        fs::write(&file, value).at("writing", &file)
+    })
 }
 
 fn ip(namespace: Option<&str>, batch: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{Bed, Config, Result};
+use crate::{Bed, Config, Result, end_with_parent};
 
 /// A test on a bed: fails by an error or a panic.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,10 @@ pub fn run(config: Config, setup: fn(&Bed) -> Result<()>, tests: &[Test]) -> Exi
             run(bed).map_err(|error| Failed::from(error.to_string()))
         })
     });
+    if let Err(error) = end_with_parent() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     drop(bed);
     conclusion.exit_code()

@@ -70,9 +70,9 @@ pub fn durward() -> Result<Vec<PathBuf>> {
 
 /// Static binaries; gives the folder that they are in.
 fn release_build(root: &Path) -> Result<PathBuf> {
-    // Its own folder, so that a build within `cargo test` does not wait for the lock of that.
-    let target = env::var_os("CARGO_TARGET_DIR").map(|dir| Ok(PathBuf::from(dir).join("durward-images")));
-    let target = target.unwrap_or_else(|| Ok(cache_root()?.join("target")))?;
+    let target: PathBuf = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Ok(cache_root()?.join("target")), |dir| Ok(dir.into()))?;
+    let target = root.join(target);
     let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
     let mut cargo = Command::new("cargo");
     cargo

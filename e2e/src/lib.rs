@@ -52,7 +52,7 @@ mod stream;
 mod sweep;
 mod wait;
 
-pub use bed::Bed;
+pub use bed::{Bed, end_with_parent};
 pub use config::{Cni, Config, Proxy};
 pub use durward::install;
 pub use error::{Error, Result};

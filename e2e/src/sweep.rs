@@ -22,6 +22,13 @@ pub(crate) fn belongings(bed: &str) -> Result<Vec<String>> {
     Ok(all.map(|path| path.display().to_string()).collect())
 }
 
+/// The beds that have files, up or not: a bed's files are the first of it to come, and the last to go.
+pub(crate) fn beds() -> Result<Vec<String>> {
+    let all = config::scratch("");
+    let folders = if all.exists() { folders(&all)? } else { Vec::new() };
+    Ok(folders.iter().filter_map(|folder| Some(folder.file_name()?.to_str()?.to_owned())).collect())
+}
+
 /// One attempt; what it could not remove yet is tried again.
 fn pass(bed: &str) -> Result<Vec<String>> {
     for cgroup in cgroups(bed)? {

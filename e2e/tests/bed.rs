@@ -145,14 +145,17 @@ fn an_interrupted_run_leaves_nothing() -> Result<()> {
 }
 
 fn a_killed_run_is_cleaned_by_the_next() -> Result<()> {
-    let mut run = start_run("bed-killed");
-    run.kill().unwrap();
-    run.wait().unwrap();
-    assert!(!remains("bed-killed").is_empty(), "a killed run cannot clean up");
-    let next = Bed::up(Config::new("bed-killed"))?;
-    next.kubectl(&["get", "namespaces"])?;
-    drop(next);
-    is_gone("bed-killed")
+    for next in ["bed-killed", "bed-next"] {
+        let mut run = start_run("bed-killed");
+        run.kill().unwrap();
+        run.wait().unwrap();
+        assert!(!remains("bed-killed").is_empty(), "a killed run cannot clean up");
+        let next = Bed::up(Config::new(next))?;
+        next.kubectl(&["get", "namespaces"])?;
+        drop(next);
+        is_gone("bed-killed")?;
+    }
+    is_gone("bed-next")
 }
 
 /// A program that brings up a bed, at the moment when there is something to clean up but it is not done.

@@ -111,7 +111,7 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
         install(&bed, &[])?;
     }
     let logs = bed.folder();
-    bed.keep();
+    bed.keep()?;
     let this =
         std::env::current_exe().map_or_else(|_| "durward-bed".into(), |path| path.display().to_string());
     println!(
