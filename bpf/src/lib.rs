@@ -27,6 +27,7 @@ mod load;
 mod mapped;
 mod policy;
 mod tables;
+mod trial;
 
 pub use attach::{AttachError, Attached};
 pub use conntrack::{Connection, ConnectionKey, Connections};
@@ -35,9 +36,10 @@ pub use denials::{Closed, Denial};
 pub use dump::Dump;
 pub use endpoint::{Endpoint, Flags};
 pub use events::{Event, EventKind, Events};
-pub use load::{DataPath, LoadError, Options};
+pub use load::{DataPath, LoadError, Options, Settings};
 pub use policy::{Bound, HostAddress};
 pub use tables::MapError;
+pub use trial::{Fate, Trial};
 
 use serde::Serialize;
 

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject};
+use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, ProgramInput};
 use nix::sys::statfs::{FsType, statfs};
 use thiserror::Error;
 
@@ -241,11 +241,21 @@ impl DataPath {
 
     /// Runs one of the programs that user space asks; what it returned.
     pub(crate) fn run(&self, program: &'static str, context: &mut [u8]) -> Result<u32, MapError> {
+        let input = ProgramInput { context_in: Some(context), ..Default::default() };
+        self.run_with(program, input).map(|(returned, _)| returned)
+    }
+
+    /// Runs a program by itself: what it returned, and how long it took.
+    pub(crate) fn run_with(
+        &self,
+        program: &'static str,
+        input: ProgramInput<'_>,
+    ) -> Result<(u32, Duration), MapError> {
         let refused = |source| MapError::Program { program, source };
         let found = self.object.progs_mut().find(|found| found.name() == program);
         let found = found.ok_or_else(|| refused(libbpf_rs::Error::from_raw_os_error(libc::ENOENT)))?;
-        let input = libbpf_rs::ProgramInput { context_in: Some(context), ..Default::default() };
-        Ok(found.test_run(input).map_err(refused)?.return_value)
+        let output = found.test_run(input).map_err(refused)?;
+        Ok((output.return_value, output.duration))
     }
 
     pub(crate) fn program(&self, name: &'static str) -> Option<BorrowedFd<'_>> {

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Who opened a connection that we have no entry of? It was there before us, or its entry was evicted. Which
+ * direction's rules count depends on it, and the packet does not say.
+ */
+#ifndef DURWARD_OPENER_H
+#define DURWARD_OPENER_H
+
+#include "parse.h"
+
+struct nf_conn {
+	unsigned long status;
+} __attribute__((preserve_access_index));
+
+#define IPS_SEEN_REPLY (1 << 1)
+#define IP_CT_DIR_ORIGINAL 0
+
+struct bpf_ct_opts {
+	__s32 netns_id;
+	__s32 error;
+	__u8 l4proto;
+	__u8 dir;
+	__u8 reserved[2];
+};
+
+extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx, struct bpf_sock_tuple *tuple, __u32 tuple_size,
+					 struct bpf_ct_opts *opts, __u32 opts_size) __ksym __weak;
+extern void bpf_ct_release(struct nf_conn *nf) __ksym __weak;
+
+enum witness {
+	NOBODY = -1,
+	/* else enum direction: who opened */
+};
+
+/* A tuple from one end to the other; its length tells the family. */
+static __always_inline __u32 tuple_of(struct bpf_sock_tuple *t, const struct addr *src, const struct addr *dst,
+				      __be16 sport, __be16 dport)
+{
+	if (is_v4(src)) {
+		t->ipv4.saddr = src->w[3];
+		t->ipv4.daddr = dst->w[3];
+		t->ipv4.sport = sport;
+		t->ipv4.dport = dport;
+		return sizeof(t->ipv4);
+	}
+	__builtin_memcpy(t->ipv6.saddr, src, sizeof(*src));
+	__builtin_memcpy(t->ipv6.daddr, dst, sizeof(*dst));
+	t->ipv6.sport = sport;
+	t->ipv6.dport = dport;
+	return sizeof(t->ipv6);
+}
+
+/* The host's conntrack. Only an entry that has seen a reply is a witness: a denied packet makes one too. */
+__noinline int ask_conntrack(struct __sk_buff *ctx, struct packet *p)
+{
+	if (!p)
+		return NOBODY;
+
+	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = p->proto };
+	struct bpf_sock_tuple t = {};
+	struct nf_conn *found;
+	int answer = NOBODY;
+
+	if (!bpf_ksym_exists(bpf_skb_ct_lookup) || !bpf_ksym_exists(bpf_ct_release))
+		return NOBODY;
+	if (tuple_of(&t, &p->key.local, &p->key.remote, p->key.lport, p->key.rport) == sizeof(t.ipv4))
+		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv4), &opts, sizeof(opts));
+	else
+		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv6), &opts, sizeof(opts));
+	if (!found)
+		return NOBODY;
+	if (found->status & IPS_SEEN_REPLY)
+		answer = opts.dir == IP_CT_DIR_ORIGINAL ? EGRESS : INGRESS;
+	bpf_ct_release(found);
+	return answer;
+}
+
+/* The state of the pod's socket for a packet from `remote`:`rport`; 0: none. */
+static __always_inline __u32 socket_state(struct __sk_buff *ctx, struct ep *e, struct packet *p, bool listener)
+{
+	struct bpf_sock_tuple t = {};
+	struct addr nobody = {};
+	struct bpf_sock *sk;
+	__u32 state;
+
+	/* No connection is from port 0: only a listener answers. */
+	if (listener && is_v4(&p->key.local))
+		nobody.w[2] = MAPPED;
+	if (tuple_of(&t, listener ? &nobody : &p->key.remote, &p->key.local, listener ? 0 : p->key.rport,
+		     p->key.lport) == sizeof(t.ipv4))
+		sk = bpf_skc_lookup_tcp(ctx, &t, sizeof(t.ipv4), e->nsid, 0);
+	else
+		sk = bpf_skc_lookup_tcp(ctx, &t, sizeof(t.ipv6), e->nsid, 0);
+	if (!sk)
+		return 0;
+	state = sk->state;
+	bpf_sk_release(sk);
+	return state;
+}
+
+/* The pod's socket: connected, and a listener beside it says that the pod was called. */
+__noinline int ask_socket(struct __sk_buff *ctx, struct ep *e, struct packet *p)
+{
+	if (!e || !p)
+		return NOBODY;
+
+	__u32 state;
+
+	if (e->nsid < 0)
+		return NOBODY;
+	state = socket_state(ctx, e, p, false);
+	if (!state || state == BPF_TCP_SYN_SENT || state == BPF_TCP_SYN_RECV || state == BPF_TCP_NEW_SYN_RECV ||
+	    state == BPF_TCP_LISTEN || state == BPF_TCP_CLOSE)
+		return NOBODY;
+	return socket_state(ctx, e, p, true) == BPF_TCP_LISTEN ? INGRESS : EGRESS;
+}
+
+#endif
