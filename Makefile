@@ -30,7 +30,7 @@ test: setup ## Everything that is tested
 lint: setup $(DENY) ## Format, clippy, licences and sources of dependencies (warnings of C are errors in any build)
 	@cargo fmt --all --check
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
-	@$(DENY) --offline --locked check --hide-inclusion-graph bans licenses sources
+	@$(DENY) --locked check --hide-inclusion-graph bans licenses sources
 
 cluster: setup ## Leave a cluster up, with Durward installed
 	@$(BED) up --with-durward
