@@ -1,11 +1,16 @@
 //! The engine: events in, patches out. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use durward_proto::{NodeView, Patch};
+use durward_proto::{Direction, Logging, NodeView, Patch};
 
-use crate::object::{Event, Key};
+use crate::cluster::Cluster;
+use crate::object::{Event, Key, Policy};
+use crate::rules::{Enforced, Rules};
+use crate::set::Sets;
+use crate::table::{ClassId, NodeId};
+use crate::view::{Refresh, SetPair, View};
 use crate::{Fault, Limits};
 
 /// What a batch of events changed.
@@ -22,29 +27,160 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Engine {
     limits: Limits,
+    logging: Logging,
+    policies: HashMap<Key, Enforced>,
+    cluster: Cluster,
+    rules: Rules,
+    sets: Sets,
+    views: HashMap<NodeId, View>,
 }
 
 impl Engine {
     /// An engine that knows of no object.
     pub fn new(limits: Limits) -> Self {
-        Self { limits }
+        Self {
+            limits,
+            logging: Logging::default(),
+            policies: HashMap::new(),
+            cluster: Cluster::default(),
+            rules: Rules::default(),
+            sets: Sets::default(),
+            views: HashMap::new(),
+        }
     }
 
     /// Takes what happened, all at once: no state between the events is ever seen in a view.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Outcome {
-        let _ = (events.into_iter().count(), self.limits);
-        Outcome::default()
+        let logging = self.logging;
+        let mut faults = BTreeMap::new();
+        for event in events {
+            self.take(event, &mut faults);
+        }
+        let mut patches = BTreeMap::new();
+        let mut pairs = HashMap::new();
+        for node in std::mem::take(&mut self.cluster.dirty) {
+            self.publish(node, &mut pairs, &mut patches);
+        }
+        if self.logging != logging {
+            for &node in self.views.keys() {
+                let patch: &mut Patch = patches.entry(self.cluster.nodes.key(node).clone()).or_default();
+                patch.logging = Some(self.logging);
+            }
+        }
+        self.collect();
+        let fault = |key: &Key| self.policies.get(key).and_then(|policy| policy.fault.clone());
+        let faults = faults.into_iter().map(|(key, before)| (fault(&key), key, before));
+        let changed = faults.filter(|(now, _, before)| now != before);
+        Outcome { patches, faults: changed.map(|(now, key, _)| (key, now)).collect() }
+    }
+
+    fn publish(
+        &mut self,
+        node: NodeId,
+        pairs: &mut HashMap<ClassId, SetPair>,
+        patches: &mut BTreeMap<Arc<str>, Patch>,
+    ) {
+        let dirt = std::mem::take(&mut self.cluster.nodes[node].dirt);
+        let Some(view) = self.views.get_mut(&node) else { return };
+        let Self { cluster, rules, sets, .. } = self;
+        let patch = Refresh { cluster, rules, sets, pairs, node, view }.run(dirt);
+        if !patch.is_empty() {
+            patches.insert(self.cluster.nodes.key(node).clone(), patch);
+        }
+    }
+
+    /// `faults` remembers what was wrong with the policies before the batch.
+    fn take(&mut self, event: Event, faults: &mut BTreeMap<Key, Option<Fault>>) {
+        match event {
+            Event::Pod(pod) => self.cluster.put_pod(pod),
+            Event::PodGone(key) => self.cluster.remove_pod(&key),
+            Event::Namespace(namespace) => self.cluster.put_namespace(namespace),
+            Event::NamespaceGone(name) => self.cluster.remove_namespace(&name),
+            Event::Policy(policy) => self.change_policy(policy.key.clone(), Some(policy), faults),
+            Event::PolicyGone(key) => self.change_policy(key, None, faults),
+            Event::Logging(logging) => self.logging = logging,
+        }
+    }
+
+    fn change_policy(&mut self, key: Key, new: Option<Policy>, faults: &mut BTreeMap<Key, Option<Fault>>) {
+        let new = new.map(|policy| self.rules.compile(&mut self.cluster, &self.limits, policy));
+        if let Some(new) = &new {
+            self.hold(new);
+        }
+        let old = self.policies.remove(&key);
+        faults.entry(key.clone()).or_insert_with(|| old.as_ref().and_then(|old| old.fault.clone()));
+        let same = |a: &Enforced, b: &Enforced| (a.subject, a.bodies) == (b.subject, b.bodies);
+        let unchanged = matches!((&old, &new), (Some(old), Some(new)) if same(old, new));
+        if let Some(old) = old {
+            if !unchanged {
+                self.unlink(&old);
+            }
+            self.cluster.groups.release(old.subject);
+            old.bodies.into_iter().flatten().for_each(|body| self.rules.bodies.release(body));
+        }
+        if let Some(new) = new {
+            if !unchanged {
+                self.link(&new);
+            }
+            self.policies.insert(key, new);
+        }
+    }
+
+    fn hold(&mut self, policy: &Enforced) {
+        self.cluster.groups.hold(policy.subject);
+        policy.bodies.into_iter().flatten().for_each(|body| self.rules.bodies.hold(body));
+    }
+
+    fn link(&mut self, policy: &Enforced) {
+        for direction in Direction::BOTH {
+            let subjects = &mut self.cluster.groups[policy.subject].subjects[direction as usize];
+            subjects.extend(policy.bodies[direction as usize]);
+        }
+        self.cluster.mark_subjects(policy.subject);
+    }
+
+    fn unlink(&mut self, policy: &Enforced) {
+        for direction in Direction::BOTH {
+            let subjects = &mut self.cluster.groups[policy.subject].subjects[direction as usize];
+            subjects.retain(|body| Some(*body) != policy.bodies[direction as usize]);
+        }
+        self.cluster.mark_subjects(policy.subject);
     }
 
     /// From now on `apply` says what changes in this node's view. This is the view that the first
     /// patch applies to. Asking again gives the view as it is now.
     pub fn subscribe(&mut self, node: &str) -> NodeView {
-        let _ = node;
-        NodeView::default()
+        self.unsubscribe(node);
+        let node = self.cluster.node(&node.into());
+        self.cluster.nodes.hold(node);
+        self.cluster.nodes[node].subscribed = true;
+        self.cluster.nodes[node].dirt.pods = self.cluster.nodes[node].pods.iter().copied().collect();
+        self.views.insert(node, View::default());
+        let mut patches = BTreeMap::new();
+        self.publish(node, &mut HashMap::new(), &mut patches);
+        self.collect();
+        let empty = NodeView { logging: self.logging, ..NodeView::default() };
+        let patch = patches.into_values().next().unwrap_or_default();
+        match empty.patched(patch) {
+            Ok(view) => view,
+            Err(error) => unreachable!("a patch to an empty view removes nothing: {error}"),
+        }
     }
 
     /// The node's changes are of no interest any more.
     pub fn unsubscribe(&mut self, node: &str) {
-        let _ = node;
+        let Some(node) = self.cluster.nodes.find(&node.into()) else { return };
+        let Some(mut view) = self.views.remove(&node) else { return };
+        let Self { cluster, rules, sets, .. } = self;
+        Refresh { cluster, rules, sets, pairs: &mut HashMap::new(), node, view: &mut view }.clear();
+        self.cluster.nodes[node].subscribed = false;
+        self.cluster.nodes.release(node);
+        self.collect();
+    }
+
+    fn collect(&mut self) {
+        self.sets.collect(&mut self.rules);
+        self.rules.collect(&mut self.cluster);
+        self.cluster.collect();
     }
 }

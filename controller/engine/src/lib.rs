@@ -9,9 +9,17 @@
 //! Event → Engine::apply → Outcome { Patch for each node, Fault for each policy }
 //! ```
 
+mod block;
+mod cluster;
 pub mod engine;
 pub mod limit;
 pub mod object;
+pub mod oracle;
+mod rules;
+mod selector;
+mod set;
+mod table;
+mod view;
 
 pub use engine::{Engine, Outcome};
 pub use limit::{Fault, Limits};

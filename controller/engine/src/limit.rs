@@ -5,6 +5,8 @@
 
 use thiserror::Error;
 
+use crate::object::{Peer, Spec};
+
 /// How much one policy may say, and how much a node may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -14,14 +16,11 @@ pub struct Limits {
     pub peers_per_policy: usize,
     /// Entries of `ports` of one policy, all rules together.
     pub ports_per_policy: usize,
-    /// Steps of one row: ranges of ports with a verdict of their own, for one pod and one remote
-    /// address. The kernel's rows hold no more.
-    pub steps_per_row: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { rules_per_policy: 1_000, peers_per_policy: 5_000, ports_per_policy: 5_000, steps_per_row: 8_192 }
+        Self { rules_per_policy: 1_000, peers_per_policy: 5_000, ports_per_policy: 5_000 }
     }
 }
 
@@ -47,4 +46,26 @@ pub enum Fault {
         /// How many it may have.
         limit: usize,
     },
+}
+
+impl Limits {
+    /// What is wrong with a policy by itself.
+    pub(crate) fn check(&self, spec: &Spec) -> Option<Fault> {
+        let rules = match spec {
+            Spec::Unreadable { reason, .. } => return Some(Fault::Unreadable { reason: reason.clone() }),
+            Spec::Readable(rules) => rules,
+        };
+        let all = || rules.ingress.iter().chain(&rules.egress).flatten();
+        let weight = |peer: &Peer| match peer {
+            Peer::Pods { .. } => 1,
+            Peer::Block { except, .. } => 1 + except.len(),
+        };
+        let counts = [
+            ("rules", all().count(), self.rules_per_policy),
+            ("peers", all().flat_map(|rule| &rule.peers).map(weight).sum(), self.peers_per_policy),
+            ("ports", all().map(|rule| rule.ports.len()).sum(), self.ports_per_policy),
+        ];
+        let over = counts.into_iter().find(|(_, found, limit)| found > limit);
+        over.map(|(what, found, limit)| Fault::TooMany { what, found, limit })
+    }
 }

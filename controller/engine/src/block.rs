@@ -1,0 +1,90 @@
+//! Blocks with holes, as disjoint answers by longest prefix. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use durward_proto::Block;
+
+use crate::table::TermId;
+
+/// An `ipBlock`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct IpBlock {
+    pub(crate) block: Block,
+    pub(crate) except: Vec<Block>,
+}
+
+impl IpBlock {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.block.contains(address) && !self.except.iter().any(|hole| hole.contains(address))
+    }
+}
+
+/// What each prefix that occurs in the blocks matches, where that differs from what the next shorter
+/// one matches. An address matches what the longest prefix that holds it does, because blocks and
+/// their holes begin and end nowhere else.
+pub(crate) fn flatten<'a>(
+    blocks: impl IntoIterator<Item = (TermId, &'a IpBlock)>,
+) -> BTreeMap<Block, Vec<TermId>> {
+    // For each prefix, which terms begin to match there and which stop.
+    let mut edges: BTreeMap<Block, Vec<(TermId, bool)>> = BTreeMap::new();
+    for (term, IpBlock { block, except }) in blocks {
+        edges.entry(*block).or_default().push((term, true));
+        for hole in except {
+            edges.entry(*hole).or_default().push((term, false));
+        }
+    }
+    let mut found = BTreeMap::new();
+    let mut inside = Vec::<(Block, Vec<TermId>)>::new();
+    let mut cover = Cover::default();
+    // A prefix comes before those within it.
+    for (&prefix, here) in &edges {
+        while let Some((left, _)) = inside.pop_if(|(outer, _)| !holds(*outer, prefix)) {
+            edges[&left].iter().for_each(|&edge| cover.leave(edge));
+        }
+        here.iter().for_each(|&edge| cover.enter(edge));
+        let terms = cover.terms();
+        let outer = inside.last().map_or(&[][..], |(_, terms)| terms);
+        if terms != outer {
+            found.insert(prefix, terms.clone());
+        }
+        inside.push((prefix, terms));
+    }
+    found
+}
+
+fn holds(outer: Block, inner: Block) -> bool {
+    outer.length() <= inner.length() && outer.contains(inner.address())
+}
+
+/// How often each term's block and its holes cover the place that is looked at.
+#[derive(Default)]
+struct Cover {
+    blocks: BTreeSet<TermId>,
+    holes: BTreeMap<TermId, u32>,
+}
+
+impl Cover {
+    fn enter(&mut self, (term, block): (TermId, bool)) {
+        if block {
+            self.blocks.insert(term);
+        } else {
+            *self.holes.entry(term).or_default() += 1;
+        }
+    }
+
+    fn leave(&mut self, (term, block): (TermId, bool)) {
+        if block {
+            self.blocks.remove(&term);
+        } else if let Some(holes) = self.holes.get_mut(&term) {
+            *holes -= 1;
+            if *holes == 0 {
+                self.holes.remove(&term);
+            }
+        }
+    }
+
+    fn terms(&self) -> Vec<TermId> {
+        self.blocks.iter().copied().filter(|term| !self.holes.contains_key(term)).collect()
+    }
+}

@@ -1,0 +1,272 @@
+//! Policies, compiled: what their rules match and permit, in numbers. Pure.
+
+use std::sync::Arc;
+
+use durward_proto::{Block, Digest, Direction, PortKey, view};
+
+use crate::block::IpBlock;
+use crate::cluster::{Cluster, Scope};
+use crate::object::{Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
+use crate::table::{BodyId, GroupId, NameId, Table, TermId};
+use crate::{Fault, Limits};
+
+/// Something that a remote address can match: all that is there must hold for one and the same pod,
+/// or for the address by itself if only a block is there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Term {
+    pub(crate) group: Option<GroupId>,
+    pub(crate) block: Option<Arc<IpBlock>>,
+    /// A port by name, which the pod must have; then its number is part of the match.
+    pub(crate) port: Option<(Protocol, Arc<str>)>,
+}
+
+/// A rule, ready to be matched.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    /// Its peers, without regard to named ports of theirs; none if it is for everybody.
+    pub(crate) peers: Option<Box<[TermId]>>,
+    /// What it permits by number, the first and the last key each.
+    pub(crate) ranges: Box<[(PortKey, PortKey)]>,
+    /// What it permits by the subject's names (ingress).
+    pub(crate) names: Box<[(Protocol, Arc<str>)]>,
+    /// Its peers with named ports of theirs (egress).
+    pub(crate) named: Box<[TermId]>,
+}
+
+/// A policy's rules for one direction. The rules of one that fails closed are none.
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub(crate) name: NameId,
+    pub(crate) rules: Box<[Compiled]>,
+}
+
+/// A policy as the engine keeps it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Enforced {
+    pub(crate) subject: GroupId,
+    pub(crate) bodies: [Option<BodyId>; 2],
+    pub(crate) fault: Option<Fault>,
+}
+
+/// Everything that policies are compiled to.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) terms: Table<TermId, Term, Digest>,
+    pub(crate) names: Table<NameId, view::Policy, ()>,
+    /// By the digest of their content.
+    pub(crate) bodies: Table<BodyId, Digest, Body>,
+}
+
+impl Rules {
+    /// Compiles a policy. The caller holds what comes out of it.
+    pub(crate) fn compile(&mut self, cluster: &mut Cluster, limits: &Limits, policy: Policy) -> Enforced {
+        let Policy { key, logged, spec } = policy;
+        let fault = limits.check(&spec);
+        let (selector, mut rules) = by_direction(spec);
+        if fault.is_some() {
+            rules = rules.map(|rules| rules.map(|_| vec![]));
+        }
+        let subject = cluster.group(Scope::One(key.namespace.clone()), &selector);
+        let policy = view::Policy { namespace: key.namespace, name: key.name, logged };
+        let mut bodies = [None, None];
+        for (direction, rules) in Direction::BOTH.into_iter().zip(rules) {
+            bodies[direction as usize] = rules.map(|rules| self.body(cluster, &policy, direction, &rules));
+        }
+        Enforced { subject, bodies, fault }
+    }
+
+    fn body(
+        &mut self,
+        cluster: &mut Cluster,
+        policy: &view::Policy,
+        direction: Direction,
+        rules: &[Rule],
+    ) -> BodyId {
+        let rules: Box<[_]> =
+            rules.iter().map(|rule| self.rule(cluster, &policy.namespace, direction, rule)).collect();
+        let digest = self.digest(policy, direction, &rules);
+        if let Some(body) = self.bodies.find(&digest) {
+            return body;
+        }
+        let name = self.names.find(policy).unwrap_or_else(|| self.names.insert(policy.clone(), ()));
+        self.names.hold(name);
+        rules.iter().flat_map(terms_of).for_each(|term| self.terms.hold(term));
+        self.bodies.insert(digest, Body { name, rules })
+    }
+
+    fn rule(
+        &mut self,
+        cluster: &mut Cluster,
+        namespace: &Arc<str>,
+        direction: Direction,
+        rule: &Rule,
+    ) -> Compiled {
+        let mut compiled = (vec![], vec![], vec![]);
+        let (ranges, names, named) = (&mut compiled.0, &mut compiled.1, &mut compiled.2);
+        if rule.ports.is_empty() {
+            ranges.push((PortKey::MIN, PortKey::MAX));
+        }
+        for Port { protocol, ports } in &rule.ports {
+            let key = |port| PortKey::new(protocol.number(), port);
+            match ports {
+                Ports::All => ranges.push((key(0), key(u16::MAX))),
+                Ports::Range { first, last } if first <= last => ranges.push((key(*first), key(*last))),
+                Ports::Range { .. } => {}
+                Ports::Named(name) if direction == Direction::Ingress => {
+                    names.push((*protocol, name.clone()))
+                }
+                Ports::Named(name) => {
+                    let port = Some((*protocol, name.clone()));
+                    named.extend(
+                        rule.peers.iter().map(|peer| self.peer(cluster, namespace, peer, port.clone())),
+                    );
+                    if rule.peers.is_empty() {
+                        named.push(self.anybody(cluster, port));
+                    }
+                }
+            }
+        }
+        let plain = |peer| self.peer(cluster, namespace, peer, None);
+        // Peers that only matter by their named ports are no terms of their own.
+        let matter = !(ranges.is_empty() && names.is_empty());
+        let peers = (!rule.peers.is_empty())
+            .then(|| if matter { rule.peers.iter().map(plain).collect() } else { Box::default() });
+        let (ranges, names, named) = compiled;
+        Compiled { peers, ranges: ranges.into(), names: names.into(), named: named.into() }
+    }
+
+    fn peer(
+        &mut self,
+        cluster: &mut Cluster,
+        namespace: &Arc<str>,
+        peer: &Peer,
+        port: Option<(Protocol, Arc<str>)>,
+    ) -> TermId {
+        match peer {
+            Peer::Pods { namespaces, pods } => {
+                let scope = match namespaces {
+                    None => Scope::One(namespace.clone()),
+                    Some(selector) => Scope::Selected(selector.canonical()),
+                };
+                let group = Some(cluster.group(scope, pods));
+                self.term(cluster, Term { group, block: None, port })
+            }
+            Peer::Block { block, except } => {
+                let mut except = except.clone();
+                except.sort_unstable();
+                except.dedup();
+                let group = port.is_some().then(|| cluster.group(Scope::All, &Selector::default()));
+                let block = Some(Arc::new(IpBlock { block: *block, except }));
+                self.term(cluster, Term { group, block, port })
+            }
+        }
+    }
+
+    /// Any pod that has the named port.
+    fn anybody(&mut self, cluster: &mut Cluster, port: Option<(Protocol, Arc<str>)>) -> TermId {
+        let group = Some(cluster.group(Scope::All, &Selector::default()));
+        self.term(cluster, Term { group, block: None, port })
+    }
+
+    fn term(&mut self, cluster: &mut Cluster, term: Term) -> TermId {
+        if let Some(found) = self.terms.find(&term) {
+            return found;
+        }
+        let digest = term.digest(cluster);
+        let group = term.group;
+        let id = self.terms.insert(term, digest);
+        if let Some(group) = group {
+            cluster.groups.hold(group);
+            cluster.groups[group].terms.push(id);
+        }
+        id
+    }
+
+    fn digest(&self, policy: &view::Policy, direction: Direction, rules: &[Compiled]) -> Digest {
+        let view::Policy { namespace, name, logged } = policy;
+        let mut fields = vec![
+            namespace.as_bytes().to_vec(),
+            name.as_bytes().to_vec(),
+            vec![u8::from(*logged), direction as u8],
+        ];
+        for Compiled { peers, ranges, names, named } in rules {
+            let digests =
+                |terms: &[TermId]| -> Vec<u8> { terms.iter().flat_map(|&t| self.terms[t].0).collect() };
+            fields.push(vec![u8::from(peers.is_some())]);
+            fields.push(digests(peers.as_deref().unwrap_or_default()));
+            fields.push(
+                ranges.iter().flat_map(|(a, b)| [a.bits(), b.bits()]).flat_map(u32::to_be_bytes).collect(),
+            );
+            fields.push((names.len() as u64).to_be_bytes().to_vec());
+            for (protocol, name) in names {
+                fields.extend([vec![protocol.number()], name.as_bytes().to_vec()]);
+            }
+            fields.push(digests(named));
+        }
+        Digest::of("policy", fields)
+    }
+
+    /// Frees what nobody holds any more, and lets go of what that held.
+    pub(crate) fn collect(&mut self, cluster: &mut Cluster) {
+        for (_, _, body) in self.bodies.collect() {
+            body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));
+            self.names.release(body.name);
+        }
+        for (id, term, _) in self.terms.collect() {
+            if let Some(group) = term.group {
+                cluster.groups[group].terms.retain(|other| *other != id);
+                cluster.groups.release(group);
+            }
+        }
+        self.names.collect();
+    }
+}
+
+fn terms_of(rule: &Compiled) -> impl Iterator<Item = TermId> + '_ {
+    rule.peers.iter().flatten().chain(&rule.named).copied()
+}
+
+/// Whom a policy isolates, and the rules of each direction in which it does.
+fn by_direction(spec: Spec) -> (Selector, [Option<Vec<Rule>>; 2]) {
+    match spec {
+        Spec::Unreadable { selector, directions, .. } => {
+            (selector, Direction::BOTH.map(|direction| directions.contains(&direction).then(Vec::new)))
+        }
+        Spec::Readable(rules) => {
+            let egress =
+                rules.types.contains(&Direction::Egress) || rules.types.is_empty() && rules.egress.is_some();
+            let ingress = rules.types.contains(&Direction::Ingress) || rules.types.is_empty();
+            let ingress = ingress.then(|| rules.ingress.unwrap_or_default());
+            let egress = egress.then(|| rules.egress.unwrap_or_default());
+            (rules.selector, [ingress, egress])
+        }
+    }
+}
+
+impl Term {
+    fn digest(&self, cluster: &Cluster) -> Digest {
+        let mut fields: Vec<Vec<u8>> = vec![];
+        if let Some(group) = self.group {
+            let (scope, selector) = cluster.group_content(group);
+            match scope {
+                Scope::All => fields.push(b"all".to_vec()),
+                Scope::One(namespace) => fields.extend([b"one".to_vec(), namespace.as_bytes().to_vec()]),
+                Scope::Selected(namespaces) => {
+                    fields.push(b"selected".to_vec());
+                    namespaces.fields(&mut fields);
+                }
+            }
+            selector.fields(&mut fields);
+        }
+        if let Some(block) = &self.block {
+            let text = |block: &Block| block.to_string().into_bytes();
+            fields.push(b"block".to_vec());
+            fields.push(text(&block.block));
+            fields.extend(block.except.iter().map(text));
+        }
+        if let Some((protocol, name)) = &self.port {
+            fields.extend([b"port".to_vec(), vec![protocol.number()], name.as_bytes().to_vec()]);
+        }
+        Digest::of("term", fields)
+    }
+}

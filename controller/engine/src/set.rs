@@ -1,0 +1,264 @@
+//! Policy sets, their rows, and the policies behind each verdict. Pure.
+
+use std::collections::BTreeMap;
+
+use durward_proto::{
+    Act, AtomId, Attribution, AttributionId, Digest, Direction, PortKey, Row, SetId, Step, Verdict,
+};
+
+use crate::object::NamedPort;
+use crate::rules::Rules;
+use crate::table::{AtomIndex, AttributionIndex, BodyId, NameId, RowIndex, SetIndex, Table, TermId};
+
+/// A term that an address matches, and the number of the named port if the term has one (else 0).
+pub(crate) type Element = (TermId, u16);
+
+/// What judges pods in one direction, by content.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SetKey {
+    pub(crate) direction: Direction,
+    /// Sorted; never empty.
+    pub(crate) bodies: Box<[BodyId]>,
+    /// Those of the pod's named ports that its ingress rules name.
+    pub(crate) bindings: Box<[NamedPort]>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Set {
+    pub(crate) id: SetId,
+    /// Its rules by the terms that they need, sorted: which of `bodies`, which rule of it.
+    grants: Box<[(TermId, u32, u32)]>,
+    /// All terms that its rows can depend on, sorted.
+    pub(crate) terms: Box<[TermId]>,
+    /// What its rules permit everybody: for which keys, which of `bodies`.
+    open: Box<[Grant]>,
+    pub(crate) base: RowIndex,
+}
+
+/// From the first key to the last, one of the set's bodies permits.
+type Grant = (PortKey, PortKey, u32);
+
+/// What a set says of addresses that match certain of its terms.
+#[derive(Debug)]
+pub(crate) struct RowContent {
+    pub(crate) row: Row,
+    /// Each once.
+    pub(crate) attributions: Box<[AttributionIndex]>,
+}
+
+/// Sets, atoms, rows and attributions.
+#[derive(Debug, Default)]
+pub(crate) struct Sets {
+    pub(crate) sets: Table<SetIndex, SetKey, Set>,
+    pub(crate) atoms: Table<AtomIndex, Box<[Element]>, AtomId>,
+    /// The base row is the one without elements.
+    pub(crate) rows: Table<RowIndex, (SetIndex, Box<[Element]>), RowContent>,
+    pub(crate) attributions: Table<AttributionIndex, Box<[NameId]>, (AttributionId, Attribution)>,
+}
+
+impl Sets {
+    /// The set of these policies for pods with these named ports.
+    pub(crate) fn set(
+        &mut self,
+        rules: &mut Rules,
+        direction: Direction,
+        bodies: Vec<BodyId>,
+        ports: &[NamedPort],
+    ) -> SetIndex {
+        let is_named = |port: &&NamedPort| {
+            let mut compiled = bodies.iter().flat_map(|&body| &rules.bodies[body].rules);
+            compiled.any(|rule| rule.names.iter().any(|name| *name == (port.protocol, port.name.clone())))
+        };
+        let bindings = ports.iter().filter(is_named).cloned().collect();
+        let key = SetKey { direction, bodies: bodies.into(), bindings };
+        if let Some(set) = self.sets.find(&key) {
+            return set;
+        }
+        let mut grants = vec![];
+        let mut open = vec![];
+        for (at, &body) in (0..).zip(&key.bodies) {
+            rules.bodies.hold(body);
+            for (number, rule) in (0..).zip(&rules.bodies[body].rules) {
+                match &rule.peers {
+                    Some(peers) => grants.extend(peers.iter().map(|&term| (term, at, number))),
+                    None => open.extend(permitted(rules, &key, at, number).map(|(a, b)| (a, b, at))),
+                }
+                grants.extend(rule.named.iter().map(|&term| (term, at, number)));
+            }
+        }
+        grants.sort_unstable();
+        grants.dedup();
+        let mut terms: Vec<_> = grants.iter().map(|&(term, ..)| term).collect();
+        terms.dedup();
+        let id = key.id(rules);
+        let base = self.row_of(rules, &key, &open);
+        let (grants, terms, open) = (grants.into(), terms.into(), open.into());
+        // The base row's key needs the set's number, which the set gets with its base row.
+        let set = self.sets.insert(key, Set { id, grants, terms, open, base: RowIndex::default() });
+        let base = self.rows.insert((set, Box::default()), base);
+        self.rows.hold(base);
+        self.sets[set].base = base;
+        set
+    }
+
+    /// What a set says of addresses that match these elements; none if it says what it says to all.
+    pub(crate) fn row(&mut self, rules: &mut Rules, set: SetIndex, atom: AtomIndex) -> Option<RowIndex> {
+        let (content, elements) = (&self.sets[set], self.atoms.key(atom));
+        let relevant = |element: &&Element| content.terms.binary_search(&element.0).is_ok();
+        let elements: Box<[Element]> = elements.iter().filter(relevant).copied().collect();
+        if elements.is_empty() {
+            return None;
+        }
+        let key = (set, elements);
+        let row = match self.rows.find(&key) {
+            Some(row) => row,
+            None => {
+                let grants = self.matched(rules, set, &key.1);
+                let set_key = self.sets.key(set).clone();
+                let row = self.row_of(rules, &set_key, &grants);
+                self.rows.insert(key, row)
+            }
+        };
+        (self.rows[row].row != self.rows[self.sets[set].base].row).then_some(row)
+    }
+
+    /// What the set's rules permit to addresses that match these elements.
+    fn matched(&self, rules: &Rules, set: SetIndex, elements: &[Element]) -> Vec<Grant> {
+        let (key, content) = (self.sets.key(set), &self.sets[set]);
+        let mut by_number = vec![];
+        let mut grants = content.open.to_vec();
+        for &(term, number) in elements {
+            let first = content.grants.partition_point(|(other, ..)| *other < term);
+            let matching = content.grants[first..].iter().take_while(|(other, ..)| *other == term);
+            match &rules.terms.key(term).port {
+                None => by_number.extend(matching.map(|&(_, at, rule)| (at, rule))),
+                Some((protocol, _)) => {
+                    let port = PortKey::new(protocol.number(), number);
+                    grants.extend(matching.map(|&(_, at, _)| (port, port, at)));
+                }
+            }
+        }
+        // A rule that matches by several of its peers permits no more than by one.
+        by_number.sort_unstable();
+        by_number.dedup();
+        for (at, rule) in by_number {
+            grants.extend(permitted(rules, key, at, rule).map(|(a, b)| (a, b, at)));
+        }
+        grants
+    }
+
+    /// The row in which each grant permits, and where none does, all of the set's policies deny.
+    fn row_of(&mut self, rules: &mut Rules, set: &SetKey, grants: &[Grant]) -> RowContent {
+        let mut edges: BTreeMap<PortKey, Vec<(u32, bool)>> = BTreeMap::from([(PortKey::MIN, vec![])]);
+        for &(first, last, at) in grants {
+            edges.entry(first).or_default().push((at, true));
+            if let Some(after) = last.next() {
+                edges.entry(after).or_default().push((at, false));
+            }
+        }
+        let mut permitting = BTreeMap::<u32, u32>::new();
+        let (mut steps, mut attributions) = (vec![], vec![]);
+        let mut said: Option<(Verdict, AttributionIndex)> = None;
+        for (start, mut here) in edges {
+            // Begins first, so that what stops where it also begins does not leave the map between.
+            here.sort_unstable_by_key(|&(_, begins)| !begins);
+            for (at, begins) in here {
+                let count = permitting.entry(at).or_default();
+                *count = if begins { *count + 1 } else { *count - 1 };
+                if *count == 0 {
+                    permitting.remove(&at);
+                }
+            }
+            let (verdict, bodies): (_, Vec<BodyId>) = match permitting.is_empty() {
+                true => (Verdict::Deny, set.bodies.to_vec()),
+                false => (Verdict::Allow, permitting.keys().map(|&at| set.bodies[at as usize]).collect()),
+            };
+            let attribution = self.attribution(rules, &bodies);
+            if said != Some((verdict, attribution)) {
+                said = Some((verdict, attribution));
+                let act = Act { verdict, attribution: self.attributions[attribution].0 };
+                steps.push(Step { start, act });
+                attributions.push(attribution);
+            }
+        }
+        attributions.sort_unstable();
+        attributions.dedup();
+        attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
+        match Row::new(steps) {
+            Ok(row) => RowContent { row, attributions: attributions.into() },
+            Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
+        }
+    }
+
+    fn attribution(&mut self, rules: &mut Rules, bodies: &[BodyId]) -> AttributionIndex {
+        let mut names: Vec<_> = bodies.iter().map(|&body| rules.bodies[body].name).collect();
+        names.sort_unstable();
+        let names: Box<[NameId]> = names.into();
+        if let Some(attribution) = self.attributions.find(&names) {
+            return attribution;
+        }
+        names.iter().for_each(|&name| rules.names.hold(name));
+        let content = Attribution::new(names.iter().map(|&name| rules.names.key(name).clone()));
+        self.attributions.insert(names, (content.id(), content))
+    }
+
+    /// The atom of addresses that match these elements, sorted and each once.
+    pub(crate) fn atom(&mut self, rules: &mut Rules, elements: Vec<Element>) -> AtomIndex {
+        let elements: Box<[Element]> = elements.into();
+        if let Some(atom) = self.atoms.find(&elements) {
+            return atom;
+        }
+        let mut fields: Vec<_> =
+            elements.iter().map(|&(term, number)| (rules.terms[term].0, number)).collect();
+        fields.sort_unstable();
+        let fields = fields.iter().map(|(digest, number)| [&digest[..], &number.to_be_bytes()].concat());
+        let id = AtomId(Digest::of("atom", fields));
+        elements.iter().for_each(|&(term, _)| rules.terms.hold(term));
+        self.atoms.insert(elements, id)
+    }
+
+    /// Frees what nobody holds any more, and lets go of what that held.
+    pub(crate) fn collect(&mut self, rules: &mut Rules) {
+        for (_, key, set) in self.sets.collect() {
+            key.bodies.iter().for_each(|&body| rules.bodies.release(body));
+            self.rows.release(set.base);
+        }
+        for (_, _, row) in self.rows.collect() {
+            row.attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
+        }
+        for (_, names, _) in self.attributions.collect() {
+            names.iter().for_each(|&name| rules.names.release(name));
+        }
+        for (_, elements, _) in self.atoms.collect() {
+            elements.iter().for_each(|&(term, _)| rules.terms.release(term));
+        }
+    }
+}
+
+/// What one of a set's rules permits by number, and by names that the set binds.
+fn permitted<'a>(
+    rules: &'a Rules,
+    set: &'a SetKey,
+    at: u32,
+    rule: u32,
+) -> impl Iterator<Item = (PortKey, PortKey)> + 'a {
+    let rule = &rules.bodies[set.bodies[at as usize]].rules[rule as usize];
+    let bound = rule.names.iter().flat_map(|(protocol, name)| {
+        let bound = set.bindings.iter().filter(move |port| port.protocol == *protocol && port.name == *name);
+        bound.map(|port| PortKey::new(port.protocol.number(), port.number)).map(|key| (key, key))
+    });
+    rule.ranges.iter().copied().chain(bound)
+}
+
+impl SetKey {
+    fn id(&self, rules: &Rules) -> SetId {
+        let mut digests: Vec<_> = self.bodies.iter().map(|&body| rules.bodies.key(body).0).collect();
+        digests.sort_unstable();
+        let bindings = self.bindings.iter().flat_map(|NamedPort { name, protocol, number }| {
+            let [high, low] = number.to_be_bytes();
+            [name.as_bytes().to_vec(), vec![protocol.number(), high, low]]
+        });
+        let policies = std::iter::once(digests.concat());
+        SetId(Digest::of("set", std::iter::once(vec![self.direction as u8]).chain(policies).chain(bindings)))
+    }
+}
