@@ -119,3 +119,6 @@ impl Service {
 pub(crate) fn stopping() -> Status {
     Status::unavailable("this controller is stopping: ask again")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! The service as a node sees it, over a real connection on loopback. Does IO.
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use durward_engine::object::{Event, Key, Pod};
+use durward_proto::wire::control_client::ControlClient;
+use durward_proto::wire::{FromNode, Hello, from_node};
+use durward_proto::{Identity, LateAttach, LogMode, Logging, NodeView, PodName, ToNode, Version};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+use super::*;
+use crate::event::{Notice, Notices};
+use crate::health::Health;
+use crate::identity::PodIdentity;
+use crate::logging::Progress;
+use crate::metrics::Kind;
+use crate::task::{Change, Task};
+
+/// No wait here should take a second; a machine that is busy may take long.
+const DEADLINE: Duration = Duration::from_secs(90);
+const EPOCH: u64 = 7;
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("it did not happen in time")
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < DEADLINE, "{what} did not happen in time");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A controller without an API server.
+struct Controller {
+    changes: mpsc::Sender<Change>,
+    notices: mpsc::Receiver<Notice>,
+    progress: watch::Receiver<Progress>,
+    metrics: Arc<Metrics>,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+}
+
+impl Controller {
+    /// One that has listed everything, and found the node.
+    async fn start() -> Self {
+        let metrics = Arc::new(Metrics::default());
+        let (notices, told) = Notices::new(metrics.clone());
+        let ((changes, changed), (asks, asked)) = (mpsc::channel(16), mpsc::channel(16));
+        let (progress, progressed) = watch::channel(Progress::default());
+        let (stop, stopped) = oneshot::channel();
+        let task = Task::new(progress, notices, Arc::default(), metrics.clone());
+        tokio::spawn(task.run(changed, asked, async { drop(stopped.await) }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = Service { asks, epoch: EPOCH, metrics: metrics.clone() };
+        let server = tokio::spawn(async { serve(service, listener, pending()).await.unwrap() });
+        let stop = Some(stop);
+        let this = Self { changes, notices: told, progress: progressed, metrics, address, stop, server };
+        this.tell([Change::Node("node-1".into(), true)]).await;
+        this.tell(Kind::ALL.map(Change::Listed)).await;
+        this
+    }
+
+    async fn tell(&self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            soon(self.changes.send(change)).await.unwrap();
+        }
+    }
+
+    async fn log(&self, generation: i64) {
+        self.tell([Change::logging(logging(generation))]).await;
+    }
+
+    async fn client(&self) -> ControlClient<Channel> {
+        // Small windows, so that a node that does not read is felt.
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+        ControlClient::new(soon(endpoint.connect()).await.unwrap())
+    }
+
+    async fn node(&self, has: Option<Version>) -> Node {
+        let has = has.map(wire::Version::from);
+        self.say(from_node::Message::Hello(Hello { node: "node-1".to_owned(), has })).await
+    }
+
+    async fn say(&self, first: from_node::Message) -> Node {
+        self.send(FromNode { message: Some(first) }).await
+    }
+
+    async fn send(&self, first: FromNode) -> Node {
+        let (outbound, messages) = mpsc::channel(4);
+        outbound.send(first).await.unwrap();
+        let mut client = self.client().await;
+        let inbound = soon(client.subscribe(ReceiverStream::new(messages))).await.unwrap().into_inner();
+        Node { outbound, inbound, view: NodeView::default(), has: None }
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// A node that applies what it hears.
+struct Node {
+    outbound: mpsc::Sender<FromNode>,
+    inbound: Streaming<wire::ToNode>,
+    view: NodeView,
+    has: Option<Version>,
+}
+
+impl Node {
+    /// Hears one message.
+    async fn hear(&mut self) -> Result<ToNode, Status> {
+        let message = soon(self.inbound.message()).await?.expect("a stream ends with a reason");
+        let message = ToNode::try_from(message).unwrap();
+        match message.clone() {
+            ToNode::Snapshot(patch) => self.view.patch(patch).unwrap(),
+            ToNode::InSync(version) => self.has = Some(version),
+            ToNode::Change { to, patch } => {
+                self.view.patch(patch).unwrap();
+                self.has = Some(to);
+            }
+        }
+        Ok(message)
+    }
+
+    /// Hears the opening, up to the mark that the view is whole. Gives how many parts came before it.
+    async fn open(&mut self) -> usize {
+        for parts in 0.. {
+            if let ToNode::InSync(_) = self.hear().await.unwrap() {
+                return parts;
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    async fn refused(&mut self) -> Status {
+        loop {
+            if let Err(status) = self.hear().await {
+                return status;
+            }
+        }
+    }
+
+    async fn say(&self, message: from_node::Message) {
+        soon(self.outbound.send(FromNode { message: Some(message) })).await.unwrap();
+    }
+
+    async fn acknowledge(&self) {
+        self.say(from_node::Message::Acked(self.has.unwrap().into())).await;
+    }
+}
+
+fn logging(generation: i64) -> Logging {
+    Logging { allow: LogMode::Off, deny: LogMode::All, generation }
+}
+
+fn pod(number: usize, round: usize) -> Pod {
+    Pod {
+        uid: (&*format!("uid-{number}")).into(),
+        key: Key::new("shop", format!("pod-{number}-{}", "x".repeat(200))),
+        labels: Arc::default(),
+        addresses: vec![std::net::IpAddr::from([10, round as u8, (number >> 8) as u8, number as u8])],
+        node: Some("node-1".into()),
+        host_network: false,
+        completed: false,
+        config_hash: None,
+        ports: vec![],
+    }
+}
+
+#[tokio::test]
+async fn a_node_hears_its_view_then_what_changes_and_says_what_it_has() {
+    let controller = Controller::start().await;
+    controller.log(1).await;
+    let mut node = controller.node(None).await;
+    assert!(node.open().await > 0);
+    let mut progress = controller.progress.clone();
+    let reaches = |applied| move |now: &Progress| *now == Progress { generation: 2, applied, total: 1 };
+    controller.log(2).await;
+    while node.view.logging != logging(2) {
+        node.hear().await.unwrap();
+    }
+    soon(progress.wait_for(reaches(0))).await.unwrap();
+    node.acknowledge().await;
+    soon(progress.wait_for(reaches(1))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_is_told_only_what_it_lacks() {
+    let controller = Controller::start().await;
+    controller.log(1).await;
+    let mut node = controller.node(None).await;
+    node.open().await;
+    while node.view.logging != logging(1) {
+        node.hear().await.unwrap();
+    }
+    let Node { view, has, .. } = node;
+
+    let mut again = controller.node(has).await;
+    assert_eq!(again.open().await, 0);
+    assert_eq!(again.has, has);
+    again.view = view.clone();
+    controller.log(2).await;
+    again.hear().await.unwrap();
+    assert_eq!(again.view.logging, logging(2));
+
+    // What the controller does not know to be there is sent whole.
+    let other = Version { epoch: EPOCH + 1, number: 1 };
+    for has in [has, Some(other), None] {
+        let mut stranger = controller.node(has).await;
+        assert!(stranger.open().await > 0);
+        assert_eq!(stranger.view.logging, logging(2));
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_read_is_owed_the_newest_view_and_no_queue() {
+    const ROUNDS: usize = 60;
+    const PODS: usize = 500;
+    let controller = Controller::start().await;
+    let mut node = controller.node(None).await;
+    node.open().await;
+    let versions = controller.metrics.view_versions.get();
+    for round in 1..=ROUNDS {
+        // One patch of more than 100 KiB each: the next round begins when it is in the mailbox.
+        let before = controller.metrics.view_versions.get();
+        controller.tell((0..PODS).map(|number| Change::Engine(Event::Pod(pod(number, round))))).await;
+        until("a new version", || controller.metrics.view_versions.get() > before).await;
+    }
+    controller.log(9).await;
+    until("the last version", || controller.metrics.view_versions.get() > versions + ROUNDS as u64).await;
+    let mut messages = 0;
+    while node.view.logging != logging(9) {
+        node.hear().await.unwrap();
+        messages += 1;
+    }
+    let made = controller.metrics.view_versions.get() - versions;
+    assert!(messages < made / 2, "{messages} messages for {made} versions: nothing was merged");
+    assert_eq!(node.view.pods.len(), PODS);
+    let last = |number| pod(number, ROUNDS).addresses;
+    for (number, name) in (0..PODS).map(|number| (number, format!("uid-{number}"))) {
+        assert_eq!(node.view.pods[&(&*name).into()].addresses, last(number));
+    }
+}
+
+#[tokio::test]
+async fn a_newer_stream_of_a_node_replaces_the_older() {
+    let controller = Controller::start().await;
+    let mut older = controller.node(None).await;
+    older.open().await;
+    let mut newer = controller.node(None).await;
+    newer.open().await;
+    assert_eq!(older.refused().await.code(), Code::Aborted);
+    // The old one's end does not touch the new one.
+    controller.log(3).await;
+    newer.hear().await.unwrap();
+    assert_eq!(newer.view.logging, logging(3));
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_refused_by_name_and_nothing_else_stops() {
+    let controller = Controller::start().await;
+    let mut good = controller.node(None).await;
+    good.open().await;
+    let hello = |node: &str| from_node::Message::Hello(Hello { node: node.to_owned(), has: None });
+    let version = |epoch| from_node::Message::Acked(wire::Version { epoch, number: 1 });
+    for (first, code, text) in [
+        // What a newer peer's arm looks like here.
+        (None, Code::InvalidArgument, "FromNode.message: missing, or one that this controller does not know"),
+        (Some(version(EPOCH)), Code::InvalidArgument, "FromNode.acked: a stream begins with hello"),
+        (Some(hello("")), Code::InvalidArgument, "Hello.node: it is empty"),
+        (Some(hello("node-9")), Code::NotFound, "the cluster has no Node \"node-9\""),
+    ] {
+        let refused = controller.send(FromNode { message: first }).await.refused().await;
+        assert_eq!(refused.code(), code);
+        assert!(refused.message().contains(text), "{refused}");
+    }
+    controller.tell([Change::Node("node-2".into(), true)]).await;
+    for (next, text) in [(hello("node-2"), "there was one already"), (version(EPOCH + 1), "Version.epoch: 8")]
+    {
+        let mut node = controller.say(hello("node-2")).await;
+        node.open().await;
+        node.say(next).await;
+        let refused = node.refused().await;
+        assert!(refused.message().contains(text), "{refused}");
+    }
+    let request = wire::IdentifyRequest { addresses: vec![vec![1, 2, 3]] };
+    let refused = soon(controller.client().await.identify(request)).await.unwrap_err();
+    assert!(refused.message().contains("IdentifyRequest.addresses: 3 bytes"), "{refused}");
+    assert!(controller.metrics.requests_refused.get() >= 5);
+
+    controller.log(4).await;
+    good.hear().await.unwrap();
+    assert_eq!(good.view.logging, logging(4));
+}
+
+#[tokio::test]
+async fn addresses_are_named_and_reports_are_heard() {
+    let mut controller = Controller::start().await;
+    let address = "10.0.0.1".parse().unwrap();
+    let identity = PodIdentity { uid: "u".into(), addresses: vec![address], owner: None, started_ms: 5 };
+    let pod = PodName { namespace: "shop".into(), name: "web".into(), workload: None };
+    controller.tell([Change::Identity(Key::new("shop", "web"), Some(identity))]).await;
+    let mut client = controller.client().await;
+    let begin = Instant::now();
+    let expected = Identity { pod: Some(pod), since_ms: 5 };
+    loop {
+        let request =
+            wire::IdentifyRequest::from(&IdentifyRequest(vec![address, "fd00::1".parse().unwrap()]));
+        let answer = soon(client.identify(request)).await.unwrap().into_inner();
+        let mut named = answer.identities.into_iter().map(|identity| Identity::try_from(identity).unwrap());
+        let (first, second) = (named.next().unwrap(), named.next().unwrap());
+        assert_eq!((second.pod, named.next()), (None, None));
+        if first == expected {
+            break;
+        }
+        assert!(begin.elapsed() < DEADLINE, "the pod is not named: {first:?}");
+    }
+
+    let report = NodeReport {
+        node: "node-1".to_owned(),
+        late: vec![LateAttach { pod: "u".into(), open_ms: 3 }],
+        problems: vec!["the log folder cannot be written".to_owned()],
+        ..NodeReport::default()
+    };
+    soon(client.report(wire::NodeReport::from(&report))).await.unwrap();
+    let notice = soon(controller.notices.recv()).await.unwrap();
+    assert_eq!((notice.regarding.kind.as_deref(), &*notice.note), (Some("Node"), &*report.problems[0]));
+    assert_eq!(controller.metrics.pods_attached_late.get(), 1);
+    let unknown = NodeReport { node: "node-9".to_owned(), ..NodeReport::default() };
+    let refused = soon(client.report(wire::NodeReport::from(&unknown))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn streams_end_when_the_controller_does_and_when_the_node_is_gone() {
+    let mut controller = Controller::start().await;
+    controller.tell([Change::Node("node-2".into(), true)]).await;
+    let mut first = controller.node(None).await;
+    first.open().await;
+    let hello = Hello { node: "node-2".to_owned(), has: None };
+    let mut second = controller.say(from_node::Message::Hello(hello)).await;
+    second.open().await;
+    controller.tell([Change::Node("node-2".into(), false)]).await;
+    assert_eq!(second.refused().await.code(), Code::Unavailable);
+    controller.stop.take().unwrap().send(()).unwrap();
+    assert_eq!(first.refused().await.code(), Code::Unavailable);
+}
+
+#[test]
+fn nothing_is_published_before_every_kind_was_listed() {
+    let metrics = Arc::new(Metrics::default());
+    let (notices, _told) = Notices::new(metrics.clone());
+    let (progress, _progressed) = watch::channel(Progress::default());
+    let health = Arc::new(Health::default());
+    let mut task = Task::new(progress, notices, health.clone(), metrics);
+    task.apply([Change::Node("node-1".into(), true)].into_iter(), Instant::now());
+    let (reply, mut answer) = oneshot::channel();
+    task.answer(Ask::Subscribe { node: "node-1".into(), has: None, reply });
+    for kind in Kind::ALL {
+        assert!(!health.ready().0 && answer.try_recv().is_err(), "{kind:?} is not listed yet");
+        task.apply([Change::Listed(kind)].into_iter(), Instant::now());
+    }
+    assert!(health.ready().0 && answer.try_recv().unwrap().is_ok());
+}
