@@ -16,6 +16,7 @@ pub mod limit;
 pub mod object;
 pub mod oracle;
 mod rules;
+pub mod sample;
 mod selector;
 mod set;
 mod table;

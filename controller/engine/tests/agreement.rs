@@ -1,0 +1,130 @@
+//! The engine says what the oracle says, whatever the cluster and whatever led to it.
+
+mod random;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use durward_engine::object::Event;
+use durward_engine::oracle::{Cluster, Packet};
+use durward_engine::{Engine, Limits};
+use durward_proto::{Direction, NodeView, PortKey};
+use proptest::prelude::*;
+
+type Views = BTreeMap<Arc<str>, NodeView>;
+
+const NODES: [&str; 3] = ["north", "south", "nobody's"];
+
+#[test]
+fn the_engine_agrees_with_the_oracle() {
+    let (remotes, keys) = (random::remotes(), random::keys());
+    let history = random::history(1..2, 1..22);
+    random::check(
+        12_000,
+        history,
+        |events| random::print::events(events.iter().flatten()),
+        |events| {
+            let cluster = cluster(events.iter().flatten());
+            let mut engine = Engine::new(Limits::default());
+            engine.apply(events.into_iter().flatten());
+            let views = views(&mut engine);
+            for (subject, remote, direction) in questions(&cluster, &remotes) {
+                let Some(node) = &subject.node else { continue };
+                let view = &views[node];
+                for &(protocol, port) in &keys {
+                    let packet = Packet { direction, remote, protocol, port };
+                    let said = view.act(&subject.uid, direction, remote, PortKey::new(protocol, port));
+                    let said = said.map(|act| {
+                        (
+                            act.verdict,
+                            view.attributions[&act.attribution].0.iter().cloned().collect::<BTreeSet<_>>(),
+                        )
+                    });
+                    let judged = cluster.judge(subject, &packet);
+                    prop_assert_eq!(&said, &judged, "{} of {:?}", subject.key, packet);
+                }
+            }
+            Ok(())
+        },
+    );
+}
+
+fn questions<'a>(
+    cluster: &'a Cluster,
+    remotes: &'a [std::net::IpAddr],
+) -> impl Iterator<Item = (&'a durward_engine::object::Pod, std::net::IpAddr, Direction)> {
+    let subjects = cluster.pods.values();
+    let ends = subjects.flat_map(|pod| remotes.iter().map(move |&remote| (pod, remote)));
+    ends.flat_map(|(pod, remote)| Direction::BOTH.map(|direction| (pod, remote, direction)))
+}
+
+#[test]
+fn history_does_not_matter() {
+    let batch = prop::collection::vec(random::event(), 0..6);
+    // Before each batch a node may subscribe or, if it has, leave.
+    let step = (prop::option::weighted(0.3, prop::sample::select(&NODES[..])), batch);
+    let history = prop::collection::vec(step, 1..10);
+    let print = |steps: &Vec<(Option<&str>, Vec<Event>)>| {
+        let step =
+            |(node, events): &(Option<&str>, _)| format!("# {node:?}\n{}", random::print::events(events));
+        steps.iter().map(step).collect()
+    };
+    random::check(10_000, history, print, |steps| {
+        let mut engine = Engine::new(Limits::default());
+        let mut told = Views::new();
+        let mut faults = BTreeMap::new();
+        let mut so_far = vec![];
+        for (node, events) in steps {
+            if let Some(node) = node {
+                match told.remove(node) {
+                    Some(_) => engine.unsubscribe(node),
+                    None => drop(told.insert(node.into(), engine.subscribe(node))),
+                }
+            }
+            so_far.extend(events.clone());
+            let outcome = engine.apply(events);
+            for (node, patch) in outcome.patches {
+                prop_assert!(told.contains_key(&node), "a patch for {}, which did not ask", node);
+                prop_assert!(!patch.is_empty(), "an empty patch for {}", node);
+                let view = told[&node].patched(patch);
+                told.insert(node, view.map_err(|error| TestCaseError::fail(error.to_string()))?);
+            }
+            for (key, fault) in outcome.faults {
+                match fault {
+                    Some(fault) => {
+                        prop_assert!(faults.insert(key, fault.clone()) != Some(fault), "the same fault")
+                    }
+                    None => prop_assert!(faults.remove(&key).is_some(), "{} had no fault", key),
+                }
+            }
+            let (mut fresh, fresh_faults) = from_state(&cluster(&so_far));
+            prop_assert_eq!(&faults, &fresh_faults);
+            for (node, view) in &told {
+                prop_assert_eq!(view.check(), Ok(()));
+                prop_assert_eq!(view, &fresh.subscribe(node), "{}", node);
+            }
+        }
+        Ok(())
+    });
+}
+
+fn cluster<'a>(events: impl IntoIterator<Item = &'a Event>) -> Cluster {
+    let mut cluster = Cluster::default();
+    events.into_iter().for_each(|event| cluster.apply(event.clone()));
+    cluster
+}
+
+fn views(engine: &mut Engine) -> Views {
+    NODES.into_iter().map(|node| (node.into(), engine.subscribe(node))).collect()
+}
+
+/// A fresh engine that hears of the state only, policies first: they refer to what is not there yet.
+fn from_state(cluster: &Cluster) -> (Engine, BTreeMap<durward_engine::object::Key, durward_engine::Fault>) {
+    let mut engine = Engine::new(Limits::default());
+    let policies = cluster.policies.values().cloned().map(Event::Policy);
+    let pods = cluster.pods.values().cloned().map(Event::Pod);
+    let namespaces = cluster.namespaces.values().cloned().map(Event::Namespace);
+    let outcome =
+        engine.apply(policies.chain(pods).chain(namespaces).chain([Event::Logging(cluster.logging)]));
+    (engine, outcome.faults.into_iter().filter_map(|(key, fault)| Some((key, fault?))).collect())
+}
