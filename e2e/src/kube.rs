@@ -76,6 +76,12 @@ impl Bed {
             ask(&["get", "pods", "-A", "-o", "wide"]),
             events[events.len().saturating_sub(20)..].join("\n"),
         );
+        if ask(&["get", "namespace", "durward-system"]).contains("Active") {
+            for daemon in ["deployment/durward-controller", "daemonset/durward-enforcer"] {
+                let logs = ["-n", "durward-system", "logs", "--all-pods", "--prefix", "--tail=20", daemon];
+                text += &format!("--- {daemon}:\n{}\n", ask(&logs));
+            }
+        }
         for node in self.nodes() {
             for daemon in ["containerd", "kubelet", "kube-proxy"] {
                 text += &format!("{node} {}\n", process::state(&self.folder().join(&node), daemon));

@@ -1,6 +1,7 @@
 //! The programs that a cluster consists of: found, or else built from their Go modules in `e2e/cluster` (IO).
 //!
-//! Looked for in the folder that `DURWARD_BED_BIN` names, on the PATH, and in the cache, which is keyed by what is built.
+//! Looked for in the folder that `DURWARD_BED_BIN` names, on the PATH (but containerd), and in the cache, which is keyed by what
+//! is built.
 
 use std::{
     env, fs,
@@ -57,9 +58,8 @@ const fn containerd(file: &'static str, package: &'static str) -> Build {
 
 /// A command that runs the program, which must have been found or built before.
 pub fn command(program: &str) -> Result<Command> {
-    let folders = folders()?;
     let missing = || Error::unfit(format!("{program} is missing: run `durward-bed build`"));
-    locate(&folders, program).ok_or_else(missing).map(|(file, component)| {
+    locate(program)?.ok_or_else(missing).map(|(file, component)| {
         let mut command = Command::new(file);
         command.args(component);
         command
@@ -74,19 +74,22 @@ pub fn file(program: &str) -> Result<PathBuf> {
 /// The search path on which containerd finds its shim and runc, and kube-proxy nft and iptables.
 pub(crate) fn search_path() -> Result<String> {
     let system = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let folders = folders()?.into_iter().chain(system.map(PathBuf::from));
+    let folders = [named_folder(), Some(cache()?)].into_iter().flatten().chain(system.map(PathBuf::from));
     let path = env::join_paths(folders).map_err(|error| Error::unfit(format!("search path: {error}")))?;
     Ok(path.to_string_lossy().into_owned())
 }
 
 /// Builds what is not there yet, and says so on standard error.
 pub fn build() -> Result<()> {
-    let folders = folders()?;
-    let complete = |build: &Build| {
-        let mut wanted = build.components.iter().chain(build.components.is_empty().then_some(&build.file));
-        wanted.all(|program| locate(&folders, program).is_some())
-    };
-    if BUILDS.iter().all(complete) {
+    let mut missing = Vec::new();
+    for build in &BUILDS {
+        let wanted = build.components.iter().chain(build.components.is_empty().then_some(&build.file));
+        let found = wanted.map(|program| locate(program)).collect::<Result<Vec<_>>>()?;
+        if found.iter().any(Option::is_none) {
+            missing.push(build);
+        }
+    }
+    if missing.is_empty() {
         return Ok(());
     }
     let target = cache()?;
@@ -94,7 +97,7 @@ pub fn build() -> Result<()> {
     let lock = fs::File::create(target.join(".lock")).at("creating the lock in", &target)?;
     let _lock =
         Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).at("locking", &target)?;
-    for build in BUILDS.iter().filter(|build| !complete(build)) {
+    for build in missing {
         let what = format!("building {} from its Go module (minutes, if Go's cache is cold)", build.file);
         timed(&what, || build.run(&target))?;
     }
@@ -132,19 +135,25 @@ fn link_flags(module: &Path) -> Result<String> {
     ))
 }
 
-fn locate(folders: &[PathBuf], program: &str) -> Option<(PathBuf, Option<String>)> {
+/// The file that is or contains the program, and in the latter case how the file is told.
+fn locate(program: &str) -> Result<Option<(PathBuf, Option<String>)>> {
     let container = BUILDS.iter().find(|build| build.components.contains(&program)).map(|build| build.file);
-    folders.iter().find_map(|folder| {
+    // A machine's own containerd serves its own purpose, and is often older than what kubelet talks to.
+    let is_runtime = BUILDS.iter().any(|build| build.module == "runtime" && build.file == program);
+    let path = env::var_os("PATH").filter(|_| !is_runtime).unwrap_or_default();
+    let folders = named_folder()
+        .into_iter()
+        .chain(env::split_paths(&path).filter(|folder| folder.is_absolute()))
+        .chain([cache()?]);
+    Ok(folders.into_iter().find_map(|folder| {
         let (own, shared) = (folder.join(program), container.map(|file| folder.join(file)));
         let shared = || shared.filter(|file| file.is_file()).map(|file| (file, Some(program.to_owned())));
         if own.is_file() { Some((own, None)) } else { shared() }
-    })
+    }))
 }
 
-fn folders() -> Result<Vec<PathBuf>> {
-    let named = env::var_os("DURWARD_BED_BIN").map(PathBuf::from);
-    let path = env::var_os("PATH").unwrap_or_default();
-    Ok(named.into_iter().chain(env::split_paths(&path)).chain([cache()?]).collect())
+fn named_folder() -> Option<PathBuf> {
+    env::var_os("DURWARD_BED_BIN").map(PathBuf::from)
 }
 
 fn modules() -> PathBuf {

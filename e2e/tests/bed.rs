@@ -1,5 +1,7 @@
 //! The test bed itself: what comes up works, and what goes down is gone. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a panic fails the test, and says where")]
+
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
