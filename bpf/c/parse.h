@@ -140,6 +140,8 @@ static __always_inline int transport(struct packet *p, __u32 dir, const __u8 *h,
 		if (!is_v4(&p->key.remote))
 			icmp6(p, dir, h[0], *(__be16 *)(h + 4), from_link);
 		return PARSED;
+	default: /* no ports */
+		return PARSED;
 	}
 	return p->fragment ? DROP_SHORT_FRAGMENT : DROP_MALFORMED;
 }

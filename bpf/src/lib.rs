@@ -36,7 +36,7 @@ pub use denials::{Closed, Denial};
 pub use dump::Dump;
 pub use endpoint::{Endpoint, Flags};
 pub use events::{Event, EventKind, Events};
-pub use load::{DataPath, LoadError, Options, Settings};
+pub use load::{DataPath, LoadError, Options, Settings, Shape};
 pub use policy::{Bound, HostAddress};
 pub use tables::MapError;
 pub use trial::{Fate, Trial};

@@ -1,5 +1,6 @@
 //! Packets that are judged but not sent: for canaries, tests and benchmarks. IO.
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use crate::{DataPath, Direction, MapError};
@@ -55,5 +56,28 @@ impl DataPath {
         let (returned, took) = self.run_with(program, input)?;
         const NEXT: u32 = u32::MAX;
         Ok((if returned == NEXT { Fate::Passed } else { Fate::Dropped }, took))
+    }
+
+    /// How many instructions the verifier walked for each program. The kernel's limit is a million, and older
+    /// kernels walk more than newer ones.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Program`] if the kernel does not say.
+    pub fn verified_instructions(&self) -> Result<Vec<(String, u32)>, MapError> {
+        let mut all = Vec::new();
+        for program in self.object.progs() {
+            let mut info = libbpf_sys::bpf_prog_info::default();
+            let mut size = size_of_val(&info) as u32;
+            let fd = program.as_fd().as_raw_fd();
+            // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes to `info`.
+            let answer = unsafe { libbpf_sys::bpf_prog_get_info_by_fd(fd, &mut info, &mut size) };
+            if answer < 0 {
+                let source = libbpf_rs::Error::from_raw_os_error(-answer);
+                return Err(MapError::Program { program: "any", source });
+            }
+            all.push((program.name().to_string_lossy().into_owned(), info.verified_insns));
+        }
+        Ok(all)
     }
 }

@@ -12,6 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 pub mod frame;
+pub mod pod;
 
 /// Runs a test in a lab of its own.
 pub fn run(test: impl FnOnce(&Lab) + Send) {
