@@ -8,6 +8,14 @@
 //!
 //! Each arrow is a channel that holds the newest whole value; one task owns what is behind it.
 
+pub mod apply;
 pub mod book;
 pub mod config;
+pub mod dump;
+pub mod endpoints;
+pub mod metrics;
+pub mod run;
+pub mod serve;
+pub mod state;
 pub mod status;
+pub mod subscribe;

@@ -71,6 +71,11 @@ impl Numbers {
         self.attributions.of.get(&id).copied()
     }
 
+    /// The number of a set of the view that was planned last.
+    pub fn set_number(&self, id: SetId) -> Option<u32> {
+        self.sets.of.get(&id).copied()
+    }
+
     /// Steps over every number that the kernel holds: for a node whose saved numbers were lost while
     /// its maps were not.
     pub fn step_over(&mut self, kernel: &Kernel) {

@@ -1,0 +1,293 @@
+//! Which interface is which pod, on any CNI: asked of the kernel alone. IO.
+//!
+//! ```text
+//! netns folder (inotify) ─┐   name, inode ── /proc: cgroups → pod UID, addresses
+//! rtnetlink events ───────┼→ scan
+//! timer ──────────────────┘   netns id ───── links of the host that lead there → interface
+//! ```
+//!
+//! A namespace is bound to its pod once, for as long as it is there. Until a process in it says whose it is,
+//! it is asked again and again; one whose processes belong to no pod is left alone.
+
+mod cgroup;
+mod conntrack;
+mod link;
+mod process;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use durward_plan::Found;
+use durward_proto::{Digest, PodUid};
+use futures::StreamExt;
+use inotify::{Inotify, WatchMask};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+use rtnetlink::{Handle, MulticastGroup};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::status::{Problem, Status};
+
+/// What was found on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// The pods' interfaces.
+    pub found: BTreeMap<u32, Found>,
+    /// When the first process of each of them started, in clock ticks since the machine did.
+    pub started_ticks: BTreeMap<u32, u64>,
+    /// The host's own addresses.
+    pub host: BTreeSet<IpAddr>,
+}
+
+/// Why pods could not be looked for.
+#[derive(Debug, Error)]
+pub enum FindError {
+    /// The folder with the namespaces cannot be read.
+    #[error("cannot read {path}, where the container runtime keeps network namespaces: {source}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The kernel does not answer about interfaces.
+    #[error("rtnetlink does not answer: {0}")]
+    Netlink(#[from] rtnetlink::Error),
+    /// No socket for rtnetlink.
+    #[error("cannot open an rtnetlink socket: {0}")]
+    Socket(std::io::Error),
+}
+
+/// How often a namespace is asked that just appeared (older ones more seldom: containers start within
+/// seconds), and how often everything is looked at anyway.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Looks for pods.
+pub struct Finder {
+    netns_dir: PathBuf,
+    proc: PathBuf,
+    status: Arc<Status>,
+    handle: Handle,
+    events: futures::stream::BoxStream<'static, ()>,
+    namespaces: BTreeMap<Name, Namespace>,
+    first_scan_done: bool,
+}
+
+/// A namespace's file and inode. Inodes come again; runtimes name each file anew.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    file: String,
+    inode: u64,
+}
+
+/// What is known of a namespace.
+#[derive(Debug)]
+struct Namespace {
+    seen: Instant,
+    /// Whether it appeared while we looked.
+    new: bool,
+    number: Option<i32>,
+    pods: BTreeSet<PodUid>,
+    addresses: Vec<IpAddr>,
+    started_ticks: Option<u64>,
+}
+
+impl Namespace {
+    /// Whether one pod, and no other, was named by its processes.
+    fn bound(&self) -> bool {
+        self.pods.len() == 1
+    }
+}
+
+impl Finder {
+    /// Looks below `netns_dir`, and at the processes in `proc`.
+    ///
+    /// # Errors
+    ///
+    /// [`FindError`] if the kernel gives no netlink socket.
+    pub fn new(netns_dir: PathBuf, proc: PathBuf, status: Arc<Status>) -> Result<Self, FindError> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let (connection, _, events) =
+            rtnetlink::new_multicast_connection(&groups).map_err(FindError::Socket)?;
+        tokio::spawn(connection);
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(FindError::Socket)?;
+        tokio::spawn(connection);
+        let events = events.map(drop).boxed();
+        let namespaces = BTreeMap::new();
+        Ok(Self { netns_dir, proc, status, handle, events, namespaces, first_scan_done: false })
+    }
+
+    /// Looks whenever something happens, and publishes what is found whenever it differs.
+    pub async fn run(mut self, findings: watch::Sender<Option<Arc<Findings>>>) {
+        let mut folder = None;
+        loop {
+            if folder.is_none() {
+                folder = self.watch_folder();
+            }
+            match self.scan().await {
+                Ok(found) => {
+                    self.status.clear(&Problem::Endpoints);
+                    findings.send_if_modified(|last| {
+                        let differs = last.as_deref() != Some(&found);
+                        if differs {
+                            *last = Some(Arc::new(found));
+                        }
+                        differs
+                    });
+                }
+                Err(error) => self.status.raise(Problem::Endpoints, error),
+            }
+            let unbound = self.namespaces.values().filter(|namespace| !namespace.bound());
+            let youngest = unbound.map(|namespace| namespace.seen.elapsed()).min();
+            let pause = youngest.map_or(LOOK_EVERY, |age| (age / 8).clamp(ASK_EVERY, LOOK_EVERY));
+            let changed = async {
+                match &mut folder {
+                    Some(changes) => drop(changes.next().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = changed => {}
+                event = self.events.next() => {
+                    // Interfaces come in bursts; one look serves them all.
+                    let mut more = event;
+                    while more.is_some() {
+                        more = futures::FutureExt::now_or_never(self.events.next()).flatten();
+                    }
+                }
+            }
+        }
+    }
+
+    fn watch_folder(&self) -> Option<futures::stream::BoxStream<'static, ()>> {
+        let inotify = Inotify::init().ok()?;
+        inotify
+            .watches()
+            .add(&self.netns_dir, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE)
+            .ok()?;
+        Some(inotify.into_event_stream([0; 4096]).ok()?.map(drop).boxed())
+    }
+
+    /// One look at everything.
+    async fn scan(&mut self) -> Result<Findings, FindError> {
+        let interfaces = link::interfaces(&self.handle).await?;
+        self.list_namespaces().await?;
+        self.ask_processes().await;
+        self.first_scan_done = true;
+        let mut findings =
+            Findings { host: link::host_addresses(&self.handle).await?, ..Findings::default() };
+        for (name, namespace) in &self.namespaces {
+            let interface = namespace.number.and_then(|number| interfaces.get(&number));
+            let (Some(&interface), false) = (interface, namespace.pods.is_empty()) else { continue };
+            let found = Found {
+                namespace: name.identity(),
+                nsid: namespace.number.unwrap_or(-1),
+                pod: namespace.pods.first().filter(|_| namespace.bound()).cloned(),
+                addresses: namespace.addresses.clone(),
+            };
+            findings.found.insert(interface, found);
+            findings.started_ticks.extend(namespace.started_ticks.map(|ticks| (interface, ticks)));
+        }
+        Ok(findings)
+    }
+
+    /// Keeps `namespaces` as the folder is, and asks for the numbers that are not known yet.
+    async fn list_namespaces(&mut self) -> Result<(), FindError> {
+        let failed = |source| FindError::Folder { path: self.netns_dir.clone(), source };
+        let mut listed = BTreeSet::new();
+        for entry in std::fs::read_dir(&self.netns_dir).map_err(failed)?.flatten() {
+            // A file that went meanwhile, or on which nothing is mounted yet, is none.
+            let Ok(file) = File::open(entry.path()) else { continue };
+            let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { continue };
+            if fstatfs(&file).is_ok_and(|of| of.filesystem_type() != NSFS_MAGIC) {
+                continue;
+            }
+            let name = Name { file: entry.file_name().to_string_lossy().into_owned(), inode };
+            let known = self.namespaces.entry(name.clone()).or_insert_with(|| Namespace {
+                seen: Instant::now(),
+                new: self.first_scan_done,
+                number: None,
+                pods: BTreeSet::new(),
+                addresses: Vec::new(),
+                started_ticks: None,
+            });
+            if known.number.is_none() {
+                known.number = link::number_of(&mut self.handle, &file).await?;
+            }
+            listed.insert(name);
+        }
+        self.namespaces.retain(|name, _| listed.contains(name));
+        Ok(())
+    }
+
+    /// Asks the processes of the namespaces that are not bound whose they are.
+    async fn ask_processes(&mut self) {
+        let unbound = self.namespaces.iter().filter(|(_, namespace)| !namespace.bound());
+        let wanted: BTreeSet<u64> = unbound.map(|(name, _)| name.inode).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let proc = self.proc.clone();
+        let asked = tokio::task::spawn_blocking(move || process::inhabitants(&proc, &wanted)).await;
+        // It only fails if it panics, and then nobody said anything.
+        let mut answers = asked.unwrap_or_default();
+        let mut inherited = BTreeSet::new();
+        for (name, namespace) in self.namespaces.iter_mut().filter(|(_, namespace)| !namespace.bound()) {
+            let answer = answers.remove(&name.inode).unwrap_or_default();
+            if namespace.pods.is_empty() && !answer.pods.is_empty() {
+                // As the runtime left them, before any container could change them.
+                namespace.addresses = answer.addresses;
+                if namespace.new {
+                    inherited.extend(namespace.addresses.iter().copied());
+                }
+            }
+            namespace.pods = answer.pods;
+            namespace.started_ticks = answer.started_ticks;
+        }
+        inherited.retain(|address| !is_link_local(*address));
+        if !inherited.is_empty() {
+            forget_connections(inherited, &self.status).await;
+        }
+    }
+}
+
+/// Makes the host forget connections of addresses that had other owners.
+async fn forget_connections(addresses: BTreeSet<IpAddr>, status: &Status) {
+    let forgotten = tokio::task::spawn_blocking(move || conntrack::forget(&addresses)).await;
+    match forgotten.unwrap_or_else(|panic| Err(std::io::Error::other(panic))) {
+        Ok(count) => {
+            status.clear(&Problem::Conntrack);
+            tracing::debug!(count, "the host forgot connections of inherited addresses");
+        }
+        Err(error) => status.raise(
+            Problem::Conntrack,
+            format!(
+                "cannot delete the host's conntrack entries of a new pod's addresses: {error}; connections \
+                 of their last owner may be taken for the pod's"
+            ),
+        ),
+    }
+}
+
+impl Name {
+    /// A number that no other namespace has.
+    fn identity(&self) -> u64 {
+        let Digest(bytes) = Digest::of("netns", [self.file.as_bytes(), &self.inode.to_be_bytes()]);
+        bytes.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+}
+
+/// Every pod has such an address, and none keeps it.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
