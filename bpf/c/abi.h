@@ -126,7 +126,7 @@ struct ctv {
 	__u8 opener; /* enum direction: whose rules count */
 	__u8 state;  /* enum ct_state */
 	__u8 flags;  /* enum ct_flag */
-	__u8 owed;   /* enum event_kind + 1 of a record that is due and could not be written; else 0 */
+	__u8 owed;   /* 1: the record of its opening is due, and could not be written. `act` is kept for it */
 	__u32 mark;  /* of its key: tells that the element was taken for another one */
 };
 
@@ -212,7 +212,7 @@ struct suppv {
 enum event_kind {
 	EVENT_DENY = 0,  /* provisional: the window's line follows from the deny table */
 	EVENT_ALLOW = 1, /* a new connection */
-	EVENT_CUT = 2,   /* an established one that the rules no longer allow */
+	EVENT_CUT = 2,   /* as EVENT_DENY, but of an established connection that the rules no longer allow */
 };
 
 struct event {

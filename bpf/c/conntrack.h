@@ -158,35 +158,25 @@ static __always_inline int keep(struct ctv *v, struct packet *p, __u32 dir)
 	return NEXT;
 }
 
-/* Judged again by its opener's rules, and denied. One record, of who saw it first. */
+/* Judged again by its opener's rules, and denied. Who saw it first gives the record; every packet counts. */
 __noinline int cut(struct ep *e, struct packet *p, struct ctv *v)
 {
 	if (!e || !p || !v)
 		return DROP;
 
-	struct note n = { p->act, EVENT_CUT, v->opener };
-	struct counters *c = counters_of(e->slot, v->opener & 1);
+	__u32 opener = v->opener & 1, kind = EVENT_DENY;
+	struct counters *c = counters_of(e->slot, opener);
 	__u64 was = READ_ONCE(v->word);
 
 	if (c)
 		c->cut++;
-	if (__sync_val_compare_and_swap(&v->word, was, p->word | WORD_CUT) != was || was & WORD_CUT)
-		return DROP;
-	if (!v->owed)
-		v->act = p->act;
-	if (READ_ONCE(e->flags) & EP_LOG_DENY)
-		record(e, &p->key, &n);
-	return DROP;
-}
-
-/* A packet of a connection that was cut, and whose rules have not changed since. */
-static __noinline int still_cut(struct ep *e, __u32 opener)
-{
-	struct counters *c = counters_of(e->slot, opener & 1);
-
-	if (c)
-		c->cut++;
-	return DROP;
+	if (__sync_val_compare_and_swap(&v->word, was, p->word | WORD_CUT) == was) {
+		if (!(was & WORD_CUT))
+			kind = EVENT_CUT;
+		if (!v->owed)
+			v->act = p->act;
+	}
+	return fold(e, p, opener, kind);
 }
 
 #endif

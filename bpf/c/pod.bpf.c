@@ -155,6 +155,23 @@ __noinline int adopt(struct __sk_buff *ctx, struct ep *e, struct packet *p, __u3
 	return opener;
 }
 
+/* A packet of a connection that was cut, and whose rules have not changed since. */
+__noinline int still_cut(struct ep *e, struct packet *p, struct ctv *v)
+{
+	if (!e || !p || !v)
+		return DROP;
+
+	__u32 opener = v->opener & 1;
+	struct counters *c = counters_of(e->slot, opener);
+
+	if (c)
+		c->cut++;
+	p->act = v->act;
+	if (p->act & ACT_ALLOW) /* kept for the record that is due */
+		p->act = judge(e, p, opener) & ~ACT_ALLOW;
+	return fold(e, p, opener, EVENT_DENY);
+}
+
 static __always_inline bool is_unknown(const struct ep *e)
 {
 	return READ_ONCE(e->flags) & EP_UNKNOWN;
@@ -279,7 +296,7 @@ static __always_inline int work(struct __sk_buff *ctx, const __u32 dir)
 			if (likely((word & ~WORD_CUT) == READ_ONCE(e->word[v->opener & 1]) &&
 				   is_live(v, &p.key, now) && fits_host(ctx, v, dir))) {
 				if (unlikely(word & WORD_CUT))
-					return still_cut(e, v->opener);
+					return still_cut(e, &p, v);
 				touch(v, &p, dir, now);
 				return NEXT;
 			}
@@ -322,7 +339,7 @@ int settle(struct ctk *asked)
 	if (!v || !v->owed)
 		return 0;
 	n.act = v->act;
-	n.kind = v->owed - 1;
+	n.kind = EVENT_ALLOW;
 	n.dir = v->opener;
 	if (!emit(&key, &n))
 		return 1;

@@ -84,14 +84,14 @@ __noinline int suppress(struct counters *c, __u32 ifindex, const struct note *n)
 	}
 	if (!v)
 		return 0; /* the map is full; the total above still counts it */
-	if (n->kind == EVENT_DENY)
-		v->packets++;
-	else
+	if (n->kind == EVENT_ALLOW)
 		v->connections++;
+	else
+		v->packets++;
 	return 0;
 }
 
-/* Writes the record of a connection, or says in its entry that it is due. */
+/* Writes the record of a connection that is allowed, or says in its entry that it is due. */
 __noinline int record(struct ep *e, const struct ctk *key, const struct note *n)
 {
 	if (!e || !key || !n)
@@ -103,14 +103,14 @@ __noinline int record(struct ep *e, const struct ctk *key, const struct note *n)
 
 	if (!cfg || !c)
 		return 0;
-	if (!take_token(c, cfg, n->kind == EVENT_ALLOW))
+	if (!take_token(c, cfg, EVENT_ALLOW))
 		return suppress(c, e->ifindex, n);
 	if (emit(key, n))
 		return 0;
 	c->unwritten++;
 	v = bpf_map_lookup_elem(&ct, key);
 	if (v)
-		WRITE_ONCE(v->owed, n->kind + 1);
+		WRITE_ONCE(v->owed, 1);
 	return 0;
 }
 
@@ -148,13 +148,13 @@ static __always_inline __u64 tag_of(const struct packet *p, const struct config 
 	return h | TAG_USED | TAG_OPEN;
 }
 
-/* Counts a denied packet in its window, or opens one. */
-__noinline int deny(struct ep *e, struct packet *p, __u32 opener)
+/* Counts a denied packet in its window, or opens one with a record of this kind. */
+__noinline int fold(struct ep *e, struct packet *p, __u32 opener, __u32 kind)
 {
 	if (!e || !p)
 		return DROP;
 
-	struct note n = { p->act, EVENT_DENY, opener };
+	struct note n = { p->act, kind, opener };
 	struct counters *c = counters_of(e->slot, opener);
 	struct config *cfg = configuration();
 	struct denial *free = NULL;
@@ -163,7 +163,6 @@ __noinline int deny(struct ep *e, struct packet *p, __u32 opener)
 
 	if (!c || !cfg)
 		return DROP;
-	c->denied++;
 	if (!(READ_ONCE(e->flags) & EP_LOG_DENY))
 		return DROP;
 	tag = tag_of(p, cfg, opener);
@@ -212,6 +211,15 @@ __noinline int deny(struct ep *e, struct packet *p, __u32 opener)
 	if (!emit(&p->key, &n))
 		c->unwritten++; /* provisional: the line comes from the table */
 	return DROP;
+}
+
+static __always_inline int deny(struct ep *e, struct packet *p, __u32 opener)
+{
+	struct counters *c = counters_of(e->slot, opener);
+
+	if (c)
+		c->denied++;
+	return fold(e, p, opener, EVENT_DENY);
 }
 
 #endif

@@ -122,7 +122,7 @@ pub struct Suppressed {
     pub direction: Direction,
     /// What was said.
     pub act: Act,
-    /// Allowed or cut connections without a record.
+    /// Allowed connections without a record.
     pub connections: u64,
     /// Denied packets without a place in the deny table.
     pub packets: u64,

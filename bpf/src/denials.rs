@@ -14,7 +14,7 @@ use crate::abi;
 use crate::conntrack::ConnectionKey;
 use crate::{Act, DataPath, Direction, MapError};
 
-/// Denied packets of one remote, local address, port, protocol, direction and act, within one window.
+/// Denied packets, those of connections that were cut among them, of one remote, local address, port, protocol, direction and act, within one window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Denial {
     /// The endpoint's interface.

@@ -17,7 +17,7 @@ pub enum EventKind {
     Deny,
     /// A new connection was allowed.
     Allow,
-    /// An established connection was cut: the rules no longer allow it.
+    /// The same, of the first packet of an established connection that was cut: the rules no longer allow it.
     Cut,
 }
 

@@ -109,6 +109,9 @@ fn an_established_connection_follows_the_rules() {
             assert_eq!(events.len(), 1, "{events:?}");
             assert_eq!((events[0].kind, events[0].act.attribution), (EventKind::Cut, 9));
             assert_eq!(pod.counters(Ingress).cut, cut + 3);
+            let denials = pod.path.denials();
+            let window = denials.iter().find(|denial| denial.local.ip() == f.pod).unwrap();
+            assert_eq!((window.count, window.act), (3, deny(9)), "every packet counts in the log's window");
             assert!(pod.connections().iter().any(|connection| connection.cut()));
             // Rules that still forbid it say so no second time; rules that allow it again let it go on.
             pod.judge_by(Ingress, IN_SET);
