@@ -49,13 +49,18 @@ pub enum Outcome {
 impl Probe {
     /// Makes the connection, from the calling thread's network namespace.
     pub async fn outcome(self) -> Outcome {
+        self.outcome_within(SILENCE).await
+    }
+
+    /// The same, where this much silence counts as denied.
+    pub async fn outcome_within(self, silence: Duration) -> Outcome {
         let attempt = async {
             match self.protocol {
                 Protocol::Tcp => tcp(self.target).await,
                 Protocol::Udp => udp(self.target).await,
             }
         };
-        match timeout(SILENCE, attempt).await {
+        match timeout(silence, attempt).await {
             Ok(Ok(())) => Outcome::Allowed,
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Outcome::Refused,
             Ok(Err(error)) => Outcome::Failed(error.to_string()),
