@@ -47,8 +47,8 @@ bench-datapath: setup ## What a packet costs in the kernel; the last line is JSO
 bench-engine: setup ## What the controller's engine costs
 	@cargo bench --quiet --locked -p durward-engine --bench engine
 
-fuzz-engine: setup ## Compare the engine with its oracle on random clusters: CASES=100000
-	@PROPTEST_CASES=$(or $(CASES),100000) cargo test --locked --release -p durward-engine --test oracle
+fuzz-engine: setup ## Compare the engine with its oracle on random clusters and histories, until stopped
+	@DURWARD_CASES=forever cargo test --locked -p durward-engine --test agreement -- --nocapture
 
 $(DENY):
 	@echo "building cargo-deny $(DENY_VERSION) (once, some minutes)"
