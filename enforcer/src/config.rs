@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use durward_log::Rotation;
 
 /// Enforces NetworkPolicy on this node, in eBPF, and keeps the book of verdicts.
 #[derive(Clone, Debug, Parser)]
@@ -55,10 +56,34 @@ pub struct Run {
     /// Where the log of verdicts is written.
     #[arg(long, env = "DURWARD_LOG_DIR", default_value = "/var/log/network")]
     pub log_dir: PathBuf,
+    /// How many lines a second the log takes, of allowed connections and of denials each; more are counted.
+    #[arg(long, env = "DURWARD_LOG_LINES_PER_SECOND", default_value_t = 500)]
+    pub log_lines_per_second: usize,
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub log_files: LogFiles,
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, env = "DURWARD_METRICS_LISTEN", default_value = "[::]:9445")]
     pub metrics_listen: SocketAddr,
-    /// What a pod may do that the controller has not told of yet.
+    /// How large the log becomes.
+#[derive(Clone, Debug, Args)]
+pub struct LogFiles {
+    /// How large the log's file becomes before it is renamed.
+    #[arg(long, env = "DURWARD_LOG_FILE_BYTES", default_value_t = Rotation::default().max_bytes)]
+    pub log_file_bytes: u64,
+    /// How many renamed files are kept.
+    #[arg(long, env = "DURWARD_LOG_FILES_KEPT", default_value_t = Rotation::default().keep)]
+    pub log_files_kept: usize,
+}
+
+impl LogFiles {
+    /// The same, as the log wants it.
+    pub fn rotation(&self) -> Rotation {
+        Rotation { max_bytes: self.log_file_bytes, keep: self.log_files_kept }
+    }
+}
+
+/// What a pod may do that the controller has not told of yet.
     #[arg(long, env = "DURWARD_UNKNOWN_PODS", value_enum, default_value = "deny")]
     pub unknown_pods: UnknownPods,
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use durward_proto::wire::control_client::ControlClient;
-use durward_proto::{Identity, IdentifyRequest, wire};
+use durward_proto::{IdentifyRequest, Identity, wire};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -47,10 +47,10 @@ impl Names {
         &self.cache
     }
 
-    /// Asks for these, unless something is being asked or it is too early; ask again later.
-    pub fn ask(&mut self, addresses: &HashSet<IpAddr>, now_ms: i64) {
+    /// Asks for these, unless something is being asked or it is too early: says whether it did.
+    pub fn ask(&mut self, addresses: &HashSet<IpAddr>, now_ms: i64) -> bool {
         if addresses.is_empty() || self.asking.is_some() || Instant::now() < self.next {
-            return;
+            return false;
         }
         self.next = Instant::now() + INTERVAL;
         let addresses: Vec<_> = addresses.iter().take(IdentifyRequest::MAX).copied().collect();
@@ -61,7 +61,8 @@ impl Names {
             let asked = request.addresses.len();
             let answer = tokio::time::timeout(TIMEOUT, client.identify(request)).await;
             let answer = answer.map_err(|_| format!("no answer within {TIMEOUT:?}"))?;
-            let wire::IdentifyResponse { identities } = answer.map_err(|status| status.to_string())?.into_inner();
+            let wire::IdentifyResponse { identities } =
+                answer.map_err(|status| status.to_string())?.into_inner();
             if identities.len() != asked {
                 return Err(format!("{} identities for {asked} addresses", identities.len()));
             }
@@ -69,6 +70,7 @@ impl Names {
             identities.collect::<Result<_, _>>().map_err(|error| error.to_string())
         });
         self.asking = Some(Asking { addresses, at_ms: now_ms, answer });
+        true
     }
 
     /// Waits for the answer to what is being asked, and learns it. Waits for ever if nothing is. Nothing is

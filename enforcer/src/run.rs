@@ -8,7 +8,7 @@ use durward_plan::Access;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
 
@@ -17,10 +17,14 @@ use crate::book::Book;
 use crate::config::{Run, UnknownPods};
 use crate::endpoints::{FindError, Finder};
 use crate::metrics::{KernelTotals, Metrics};
+use crate::observe::{self, Limits, Observe};
 use crate::state::{State, StateError};
 use crate::status::{Problem, Status};
 use crate::subscribe::Subscriber;
-use crate::{dump, serve};
+use crate::{dump, report, serve};
+
+/// How long the log has for its last lines.
+const LAST_LINES: Duration = Duration::from_secs(10);
 
 /// Why the enforcer does not run. What the kernel enforces goes on.
 #[derive(Debug, Error)]
@@ -101,18 +105,32 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
     let totals = Arc::new(KernelTotals::new(path.clone()));
     let mut registry = Registry::with_prefix("durward_enforcer");
     metrics.register(&mut registry);
+    let log_metrics = Arc::new(observe::Metrics::default());
+    log_metrics.register(&mut registry);
     registry.register_collector(Box::new(totals.clone()));
 
     let (views_to, views) = watch::channel(None);
     let (applied_to, applied) = watch::channel(None);
     let (findings_to, findings) = watch::channel(None);
-    let (book_to, _book) = watch::channel(Arc::new(Book::default()));
+    let (book_to, book) = watch::channel(Arc::new(Book::default()));
     let unknown = match config.unknown_pods {
         UnknownPods::Deny => Access::Closed,
         UnknownPods::Allow => Access::Open,
     };
     let applier = Applier::take_over(path.clone(), state, status.clone(), metrics.clone(), totals, unknown)?;
     let finder = Finder::new(config.netns_dir, config.proc, status.clone())?;
+    let node: Arc<str> = config.node_name.as_str().into();
+    let reports = report::run(channel.clone(), node.clone(), status.clone(), log_metrics.clone());
+    let observe = Observe {
+        path,
+        book,
+        status: status.clone(),
+        channel: channel.clone(),
+        node,
+        log_dir: config.log_dir,
+        limits: Limits { lines_per_s: config.log_lines_per_second, rotation: config.log_files.rotation() },
+        metrics: log_metrics,
+    };
     let subscriber = Subscriber {
         channel,
         node: config.node_name,
@@ -130,14 +148,23 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
     tasks.spawn(ended("subscribe", subscriber.run()));
     let wires = Wires { views, findings, applied: applied_to, book: book_to };
     tasks.spawn(ended("apply", applier.run(wires)));
+    tasks.spawn(ended("report", reports));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async move { drop(stopped.await) };
+    let mut observing = tokio::spawn(observe::run(observe, stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         Some(ended) = tasks.join_next() => {
             return Err(ended.unwrap_or_else(|panic| RunError::Task(panic.to_string())));
         }
+        _ = &mut observing => return Err(RunError::Task("observe".to_owned())),
     }
     tracing::info!("stopping; what the kernel enforces goes on");
+    drop(stop);
+    if tokio::time::timeout(LAST_LINES, observing).await.is_err() {
+        tracing::warn!("the log's last lines are not written; what is denied will be told after the next start");
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Where verdicts wait for their names, and become lines. Pure: the clock comes with each call.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,16 +16,13 @@ use crate::names::{Cache, Name};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many wait at most; more go out with what is known.
 const MAX_WAITING: usize = 4096;
-/// How long an endpoint is remembered that is gone: its windows end later than it.
-const REMEMBER: Duration = Duration::from_secs(60);
 
 /// The desk. With each verdict comes a token that is given back when its line is ready, or will never be.
-pub struct Desk<T> {
+pub(crate) struct Desk<T> {
     node: Arc<str>,
     book: Arc<Book>,
     /// How allowed connections are or were logged: records can arrive after logging was switched off.
     allow_mode: LogMode,
-    gone: HashMap<u32, (Endpoint, Instant)>,
     budgets: [Budget; 2],
     waiting: VecDeque<Waiting<T>>,
     summary: Summary,
@@ -39,13 +36,13 @@ struct Waiting<T> {
 
 /// What became of a verdict.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Done<T> {
+pub(crate) struct Done<T> {
     /// Its line; none if it has none.
-    pub line: Option<Line>,
+    pub(crate) line: Option<Line>,
     /// What the line lacks.
-    pub losses: Vec<LossPlace>,
+    pub(crate) losses: Vec<LossPlace>,
     /// What came with it.
-    pub token: T,
+    pub(crate) token: T,
 }
 
 /// A verdict's line, as far as it can be known.
@@ -58,12 +55,11 @@ struct Draft {
 
 impl<T> Desk<T> {
     /// An empty desk.
-    pub fn new(node: Arc<str>, lines_per_s: usize) -> Self {
+    pub(crate) fn new(node: Arc<str>, lines_per_s: usize) -> Self {
         Self {
             node,
             book: Arc::default(),
             allow_mode: LogMode::All,
-            gone: HashMap::new(),
             budgets: [Budget::new(lines_per_s), Budget::new(lines_per_s)],
             waiting: VecDeque::new(),
             summary: Summary::default(),
@@ -71,11 +67,8 @@ impl<T> Desk<T> {
     }
 
     /// The book has changed.
-    pub fn read(&mut self, book: Arc<Book>, now: Instant) {
-        let before = std::mem::replace(&mut self.book, book);
-        let left = before.endpoints.iter().filter(|(ifindex, _)| !self.book.endpoints.contains_key(ifindex));
-        self.gone.extend(left.map(|(&ifindex, endpoint)| (ifindex, (endpoint.clone(), now))));
-        self.gone.retain(|_, (_, since)| now.duration_since(*since) < REMEMBER);
+    pub(crate) fn read(&mut self, book: Arc<Book>) {
+        self.book = book;
         if self.book.logging.allow != LogMode::Off {
             self.allow_mode = self.book.logging.allow;
         }
@@ -86,8 +79,8 @@ impl<T> Desk<T> {
     /// # Errors
     ///
     /// The token, if the budget is used up.
-    pub fn take(&mut self, seen: Seen, token: T, clock_ns: u64, now: Instant) -> Result<(), T> {
-        if self.budgets[usize::from(seen.allowed)].take(clock_ns) {
+    pub(crate) fn take(&mut self, seen: Seen, token: T, now: Instant) -> Result<(), T> {
+        if self.budgets[usize::from(seen.allowed)].take(now) {
             self.waiting.push_back(Waiting { seen, token, since: now });
             return Ok(());
         }
@@ -98,7 +91,7 @@ impl<T> Desk<T> {
     }
 
     /// Counts lines and packets that are not told of otherwise.
-    pub fn suppressed(
+    pub(crate) fn suppressed(
         &mut self,
         allowed: bool,
         direction: Direction,
@@ -106,19 +99,24 @@ impl<T> Desk<T> {
         attribution: u32,
         (lines, packets): (u64, u64),
     ) {
-        let pod = self.endpoint(ifindex).map(|pod| (pod.namespace.clone(), pod.name.clone()));
+        let pod = self.book.endpoints.get(&ifindex).map(|pod| (pod.namespace.clone(), pod.name.clone()));
         let policies = self.book.attributions.get(&attribution).cloned();
         self.summary.add(Suppressed { allowed, direction, pod, policies }, lines, packets);
     }
 
     /// What was suppressed since it was forgotten last.
-    pub fn summary(&mut self) -> &mut Summary {
+    pub(crate) fn summary(&mut self) -> &mut Summary {
         &mut self.summary
     }
 
     /// The verdicts whose lines are ready, or cannot wait longer (with `hurry`: all), and the addresses whose
     /// names the others wait for.
-    pub fn settle(&mut self, names: &Cache, now: Instant, hurry: bool) -> (Vec<Done<T>>, HashSet<IpAddr>) {
+    pub(crate) fn settle(
+        &mut self,
+        names: &Cache,
+        now: Instant,
+        hurry: bool,
+    ) -> (Vec<Done<T>>, HashSet<IpAddr>) {
         let (mut done, mut unknown) = (Vec::new(), HashSet::new());
         let mut excess = self.waiting.len().saturating_sub(MAX_WAITING);
         for Waiting { seen, token, since } in std::mem::take(&mut self.waiting) {
@@ -137,9 +135,14 @@ impl<T> Desk<T> {
         (done, unknown)
     }
 
-    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint> {
-        let here = self.book.endpoints.get(&ifindex);
-        here.or_else(|| self.gone.get(&ifindex).map(|(endpoint, _)| endpoint))
+    /// Whether verdicts wait.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The interfaces of the book.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = u32> {
+        self.book.endpoints.keys().copied()
     }
 
     fn draft(&self, seen: &Seen, names: &Cache) -> Draft {
@@ -155,7 +158,7 @@ impl<T> Desk<T> {
         };
         let remote = end(seen.remote().ip());
         let address = seen.local().ip();
-        let local = match self.endpoint(seen.ifindex) {
+        let local = match self.book.endpoints.get(&seen.ifindex) {
             // Whose interface it is, is known for sure; its workload has to be asked for.
             Some(Endpoint { namespace, name, .. }) => {
                 let workload = names.workload(address, namespace, name);
@@ -204,5 +207,178 @@ impl<T> Desk<T> {
                 Some(Disposition::Deny(policies.unwrap_or_default()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use durward_log::Connection;
+    use durward_proto::{Attribution, Identity, Logging, Policy, Workload};
+
+    const AT_MS: i64 = 1_000_000;
+
+    fn address(host: u8) -> IpAddr {
+        [10, 0, 0, host].into()
+    }
+
+    fn policy(name: &str, logged: bool) -> Policy {
+        Policy { namespace: "shop".into(), name: name.into(), logged }
+    }
+
+    /// Pod `redis` behind interface 5 at 10.0.0.1; attribution 7 is one policy that asks and one that does not.
+    fn book(allow: LogMode) -> Arc<Book> {
+        let redis = Endpoint {
+            uid: "uid-1".into(),
+            namespace: "shop".into(),
+            name: "redis".into(),
+            addresses: vec![address(1)],
+            denies_logged: false,
+        };
+        Arc::new(Book {
+            attributions: [(7, Attribution::new([policy("asks", true), policy("silent", false)]))].into(),
+            endpoints: [(5, redis)].into(),
+            logging: Logging { allow, ..Logging::default() },
+        })
+    }
+
+    fn desk(allow: LogMode, lines_per_s: usize) -> Desk<u32> {
+        let mut desk = Desk::new("node-1".into(), lines_per_s);
+        desk.read(book(allow));
+        desk
+    }
+
+    /// From `remote` to redis.
+    fn seen(allowed: bool, remote: u8) -> Seen {
+        Seen {
+            allowed,
+            connection: Connection {
+                src: (address(remote), 4000).into(),
+                dest: (address(1), 6379).into(),
+                protocol: 6,
+                direction: Direction::Ingress,
+            },
+            ifindex: 5,
+            attribution: 7,
+            count: if allowed { 1 } else { 3 },
+            at_ns: AT_MS * 1_000_000,
+        }
+    }
+
+    fn pod(name: &str, workload: Option<&str>) -> PodName {
+        let workload = workload.map(|name| Workload { kind: "Deployment".into(), name: name.into() });
+        PodName { namespace: "shop".into(), name: name.into(), workload }
+    }
+
+    /// redis and rogue (10.0.0.2) are known.
+    fn names() -> Cache {
+        let mut names = Cache::default();
+        for (host, pod) in [(1, pod("redis", Some("cache"))), (2, pod("rogue", None))] {
+            names.learn(address(host), Identity { pod: Some(pod), since_ms: 0 }, AT_MS + 10_000);
+        }
+        names
+    }
+
+    fn line(seen: Seen, disposition: Disposition, src: End, dest: End) -> Option<Line> {
+        let Seen { connection, count, at_ns, .. } = seen;
+        Some(Line { connection, disposition, src, dest, count, node: "node-1".into(), at_ns })
+    }
+
+    fn settle(desk: &mut Desk<u32>, names: &Cache, now: Instant) -> (Vec<Done<u32>>, Vec<IpAddr>) {
+        let (done, unknown) = desk.settle(names, now, false);
+        let mut unknown: Vec<_> = unknown.into_iter().collect();
+        unknown.sort_unstable();
+        (done, unknown)
+    }
+
+    #[test]
+    fn a_denial_becomes_a_line_with_both_ends_and_those_that_isolate() {
+        let (mut desk, now) = (desk(LogMode::Off, 9), Instant::now());
+        desk.take(seen(false, 2), 1, now).unwrap();
+        let isolated_by = Disposition::Deny(vec![policy("asks", true), policy("silent", false)]);
+        let (src, dest) = (End::Pod(pod("rogue", None)), End::Pod(pod("redis", Some("cache"))));
+        let expected = line(seen(false, 2), isolated_by, src, dest);
+        let done = Done { line: expected, losses: vec![], token: 1 };
+        assert_eq!(settle(&mut desk, &names(), now), (vec![done], vec![]));
+        assert!(!desk.is_waiting());
+    }
+
+    #[test]
+    fn a_line_waits_for_names_and_then_goes_without() {
+        let (mut desk, now) = (desk(LogMode::All, 9), Instant::now());
+        desk.take(seen(true, 3), 1, now).unwrap();
+        let nobody = Cache::default();
+        assert_eq!(settle(&mut desk, &nobody, now), (vec![], vec![address(1), address(3)]));
+        let (mut done, unknown) = settle(&mut desk, &nobody, now + PATIENCE);
+        assert!(unknown.is_empty());
+        let Done { line, losses, token } = done.remove(0);
+        let line = line.unwrap();
+        assert_eq!((line.src, line.dest), (End::Instance(address(3)), End::Pod(pod("redis", None))));
+        assert_eq!((losses, token), (vec![LossPlace::Name; 2], 1));
+    }
+
+    #[test]
+    fn an_answer_lets_a_line_go() {
+        let (mut desk, now) = (desk(LogMode::All, 9), Instant::now());
+        let mut names = names();
+        desk.take(seen(true, 3), 1, now).unwrap();
+        assert_eq!(settle(&mut desk, &names, now), (vec![], vec![address(3)]));
+        names.learn(address(3), Identity { pod: None, since_ms: 0 }, AT_MS + 10_000);
+        let (done, _) = settle(&mut desk, &names, now);
+        assert_eq!(done[0].line.as_ref().map(|line| &line.src), Some(&End::Instance(address(3))));
+        assert_eq!(done[0].losses, []);
+    }
+
+    #[test]
+    fn delegation_lists_those_that_ask_also_of_records_from_before_logging_ended() {
+        let (mut desk, now) = (desk(LogMode::Delegated, 9), Instant::now());
+        desk.read(book(LogMode::Off));
+        desk.take(seen(true, 2), 1, now).unwrap();
+        let (done, _) = settle(&mut desk, &names(), now);
+        let disposition = done[0].line.as_ref().map(|line| line.disposition.clone());
+        assert_eq!(disposition, Some(Disposition::Allow(vec![policy("asks", true)])));
+    }
+
+    #[test]
+    fn what_nobody_knows_is_left_out_and_counted() {
+        let (mut desk, now) = (desk(LogMode::All, 9), Instant::now());
+        let strange = Seen { ifindex: 6, attribution: 8, ..seen(false, 2) };
+        desk.take(strange.clone(), 1, now).unwrap();
+        let (src, dest) = (End::Pod(pod("rogue", None)), End::Pod(pod("redis", Some("cache"))));
+        let expected = line(strange, Disposition::Deny(vec![]), src, dest);
+        let losses = vec![LossPlace::Endpoint, LossPlace::Policies];
+        assert_eq!(settle(&mut desk, &names(), now).0, [Done { line: expected, losses, token: 1 }]);
+        // Nobody knows whether it was asked for.
+        desk.read(book(LogMode::Delegated));
+        desk.take(Seen { attribution: 8, ..seen(true, 2) }, 2, now).unwrap();
+        let done = Done { line: None, losses: vec![LossPlace::Policies], token: 2 };
+        assert_eq!(settle(&mut desk, &names(), now).0, [done]);
+    }
+
+    #[test]
+    fn each_disposition_has_its_own_budget_and_what_exceeds_it_is_told() {
+        let (mut desk, now) = (desk(LogMode::All, 2), Instant::now());
+        let taken: Vec<_> = (0..4).map(|token| desk.take(seen(false, 2), token, now)).collect();
+        assert_eq!(taken, [Ok(()), Ok(()), Err(2), Err(3)]);
+        assert_eq!(desk.take(seen(true, 2), 4, now), Ok(()));
+        assert_eq!(desk.take(seen(false, 2), 5, now + Duration::from_secs(1)), Ok(()));
+        let told = desk.summary().json("node-1", 0);
+        let expected = concat!(
+            r#"{"suppressed":[{"disposition":"deny","direction":"ingress","pod_name":"redis","#,
+            r#""pod_namespace":"shop","isolated_by":[{"kind":"NetworkPolicy","name":"asks","namespace":"shop"},"#,
+            r#"{"kind":"NetworkPolicy","name":"silent","namespace":"shop"}],"lines":2,"packets":6}],"#,
+            r#""node_name":"node-1","timestamp":"1970-01-01T00:00:00.000000000Z"}"#,
+            "\n"
+        );
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn too_many_never_wait() {
+        let (mut desk, now) = (desk(LogMode::All, usize::MAX), Instant::now());
+        for _ in 0..MAX_WAITING + 10 {
+            desk.take(seen(true, 3), 0, now).unwrap();
+        }
+        assert_eq!(settle(&mut desk, &names(), now).0.len(), 10);
     }
 }

@@ -46,7 +46,11 @@ impl Metrics {
     /// What was lost since the start, by place.
     pub fn losses(&self) -> Vec<(LossPlace, u64)> {
         let count = |place: LossPlace| self.lost.get_or_create(&Place { place: place.name() }).get();
-        LossPlace::ALL.into_iter().map(|place| (place, count(place))).filter(|&(_, count)| count > 0).collect()
+        LossPlace::ALL
+            .into_iter()
+            .map(|place| (place, count(place)))
+            .filter(|&(_, count)| count > 0)
+            .collect()
     }
 
     /// Shows everything in a registry.

@@ -10,24 +10,24 @@ use super::clock::Clock;
 
 /// A verdict that is due in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Whether it passed.
-    pub allowed: bool,
+    pub(crate) allowed: bool,
     /// The connection.
-    pub connection: Connection,
+    pub(crate) connection: Connection,
     /// The endpoint whose policies spoke.
-    pub ifindex: u32,
+    pub(crate) ifindex: u32,
     /// The policies' number.
-    pub attribution: u32,
+    pub(crate) attribution: u32,
     /// How many packets.
-    pub count: u64,
+    pub(crate) count: u64,
     /// When, in nanoseconds since 1970.
-    pub at_ns: i64,
+    pub(crate) at_ns: i64,
 }
 
 impl Seen {
     /// What a record tells.
-    pub fn event(event: &Event, clock: Clock) -> Self {
+    pub(crate) fn event(event: &Event, clock: Clock) -> Self {
         Self {
             allowed: event.act.allow,
             connection: connection(event.direction, event.local, event.remote, event.protocol),
@@ -39,7 +39,7 @@ impl Seen {
     }
 
     /// What a window tells.
-    pub fn denial(denial: &Denial, clock: Clock) -> Self {
+    pub(crate) fn denial(denial: &Denial, clock: Clock) -> Self {
         Self {
             allowed: denial.act.allow,
             connection: connection(denial.direction, denial.local, denial.remote, denial.protocol),
@@ -51,7 +51,7 @@ impl Seen {
     }
 
     /// The side of the pod whose policies spoke.
-    pub fn local(&self) -> SocketAddr {
+    pub(crate) fn local(&self) -> SocketAddr {
         match self.connection.direction {
             Direction::Ingress => self.connection.dest,
             Direction::Egress => self.connection.src,
@@ -59,7 +59,7 @@ impl Seen {
     }
 
     /// The other side.
-    pub fn remote(&self) -> SocketAddr {
+    pub(crate) fn remote(&self) -> SocketAddr {
         match self.connection.direction {
             Direction::Ingress => self.connection.src,
             Direction::Egress => self.connection.dest,
@@ -68,7 +68,7 @@ impl Seen {
 }
 
 /// A direction in the domain's words.
-pub fn direction(direction: durward_bpf::Direction) -> Direction {
+pub(crate) fn direction(direction: durward_bpf::Direction) -> Direction {
     match direction {
         durward_bpf::Direction::Ingress => Direction::Ingress,
         durward_bpf::Direction::Egress => Direction::Egress,

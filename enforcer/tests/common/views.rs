@@ -1,0 +1,42 @@
+//! Views, written short.
+
+use std::net::IpAddr;
+
+use durward_proto::{
+    Act, AtomId, Attribution, Digest, Direction, NodeView, Pod, PodUid, Policy, Row, Set, SetId, Verdict,
+};
+
+use super::node;
+
+/// A view of these pods, by the last byte of their address. Nothing isolates them.
+pub fn view(pods: &[u8]) -> NodeView {
+    let pod = |n: &u8| {
+        let pod = Pod {
+            namespace: "default".into(),
+            name: format!("pod-{n}").into(),
+            addresses: vec![IpAddr::from([10, 77, 0, *n])],
+            config_hash: None,
+            ingress: None,
+            egress: None,
+            denies_logged: false,
+        };
+        (PodUid::from(node::uid(*n).as_str()), pod)
+    };
+    NodeView { pods: pods.iter().map(pod).collect(), ..NodeView::default() }
+}
+
+/// Lets only some addresses reach a pod: `policy` is the name of the policy that says so.
+pub fn isolate(view: &mut NodeView, pod: u8, policy: &str, from: &[[u8; 4]]) {
+    let attribution =
+        Attribution::new([Policy { namespace: "default".into(), name: policy.into(), logged: false }]);
+    let row = |verdict| Row::uniform(Act { verdict, attribution: attribution.id() });
+    let (set, atom) = (SetId(Digest::of("set", [policy])), AtomId(Digest::of("atom", [policy])));
+    let rows = if from.is_empty() { [].into() } else { [(atom, row(Verdict::Allow))].into() };
+    let content = Set { direction: Direction::Ingress, base: row(Verdict::Deny), rows };
+    view.sets.insert(set, content);
+    view.attributions.insert(attribution.id(), attribution);
+    view.addresses.extend(from.iter().map(|address| (IpAddr::from(*address), atom)));
+    if let Some(pod) = view.pods.get_mut(&PodUid::from(node::uid(pod).as_str())) {
+        pod.ingress = Some(set);
+    }
+}

@@ -1,0 +1,249 @@
+//! The built enforcer on a node of its own: real namespaces, real sockets, a real gRPC stream. Needs root.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+
+use common::controller::Controller;
+use common::eventually;
+use common::node::{Connection, NODE, Node, serve, uid};
+use common::views::{isolate, view};
+use durward_proto::wire::{self, to_node};
+use nix::sys::signal::Signal;
+
+const PORT: u16 = 8080;
+
+/// A node with pods 2, 3 and 4; pod 2 serves.
+fn three_pods() -> (Node, [usize; 3]) {
+    let mut node = Node::new();
+    let pods = [2, 3, 4].map(|n| node.add_pod(n));
+    node.pod(pods[0]).listen(PORT);
+    (node, pods)
+}
+
+fn cut(connection: &mut Connection) {
+    eventually("the connection is cut", || (!connection.echoes()).then_some(()));
+}
+
+#[test]
+fn a_policy_is_enforced_and_cuts_what_it_does_not_allow() {
+    let (node, [server, rogue, friend]) = three_pods();
+    let (server, rogue, friend) = (node.pod(server), node.pod(rogue), node.pod(friend));
+    let controller = Controller::start(&node, view(&[2, 3, 4]));
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    let mut of_rogue = rogue.connection(server.address, PORT).expect("nothing isolates the server");
+    let mut of_friend = friend.connection(server.address, PORT).expect("nothing isolates the server");
+    assert!(of_rogue.echoes() && of_friend.echoes());
+
+    let mut isolated = view(&[2, 3, 4]);
+    isolate(&mut isolated, 2, "only-friend", &[[10, 77, 0, 4]]);
+    controller.say(isolated);
+    assert!(of_friend.echoes(), "the policy allows it");
+    cut(&mut of_rogue);
+    assert!(!rogue.connects(server.address, PORT), "the policy does not allow it");
+    assert!(friend.connects(server.address, PORT), "the policy allows it");
+    let denied = r#"durward_enforcer_verdicts_total{direction="ingress",disposition="denied"}"#;
+    assert!(enforcer.metric(denied) > Some(0.0), "{:?}", enforcer.get("/metrics"));
+    assert!(enforcer.metric("durward_enforcer_propagation_seconds_count") > Some(0.0));
+    assert_eq!(enforcer.metric("durward_enforcer_endpoints"), Some(3.0));
+    assert!(enforcer.resident_kib() <= 30 * 1024, "{} KiB are resident", enforcer.resident_kib());
+
+    controller.say(view(&[2, 3, 4]));
+    assert!(rogue.connects(server.address, PORT), "nothing isolates the server any more");
+}
+
+#[test]
+fn a_restart_cuts_no_connection_and_opens_nothing() {
+    let (node, [server, rogue, friend]) = three_pods();
+    let (server, rogue, friend) = (node.pod(server), node.pod(rogue), node.pod(friend));
+    let mut isolated = view(&[2, 3, 4]);
+    isolate(&mut isolated, 2, "only-friend", &[[10, 77, 0, 4]]);
+    let mut controller = Controller::start(&node, isolated.clone());
+    let at = controller.address;
+    let mut enforcer = node.start(at);
+    enforcer.wait_ready();
+    let mut connection = friend.connection(server.address, PORT).expect("the policy allows it");
+
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let ended = enforcer.stop(signal);
+        assert_eq!(ended.success(), signal == Signal::SIGTERM, "{ended}");
+        let enforced = |connection: &mut Connection| {
+            assert!(connection.echoes(), "an allowed connection goes on");
+            assert!(friend.connects(server.address, PORT), "the policy allows it");
+            assert!(!rogue.connects(server.address, PORT), "the policy does not allow it");
+        };
+        enforced(&mut connection);
+
+        // Back, but the controller is not: what is in the kernel stays as it is.
+        drop(controller);
+        enforcer = node.start(at);
+        let why = |text: &str| {
+            enforcer.get("/readyz").filter(|(status, body)| *status == 503 && body.contains(text))
+        };
+        eventually("not ready, for the controller is away", || why("controller"));
+        eventually("the enforcer has tried", || {
+            enforcer.metric(r#"durward_enforcer_stream_errors_total{reason="Broken"}"#)
+        });
+        enforced(&mut connection);
+
+        controller = Controller::start_at(&node, at, isolated.clone());
+        enforcer.wait_ready();
+        enforced(&mut connection);
+    }
+
+    // And the one that took over changes what it took over.
+    controller.say(view(&[2, 3, 4]));
+    assert!(connection.echoes());
+    assert!(rogue.connects(server.address, PORT), "nothing isolates the server any more");
+}
+
+#[test]
+fn a_node_that_never_enforced_is_left_alone_until_there_is_a_view() {
+    let (mut node, [server, rogue, _]) = three_pods();
+    let controller = Controller::start(&node, view(&[2, 3]));
+    let (at, view_of_two) = (controller.address, view(&[2, 3]));
+    drop(controller);
+    let enforcer = node.start(at);
+    eventually("the enforcer has tried", || {
+        enforcer.metric(r#"durward_enforcer_stream_errors_total{reason="Broken"}"#)
+    });
+    assert!(node.pod(rogue).connects(node.pod(server).address, PORT), "nobody has spoken yet");
+    assert_eq!(node.dump()["maps"]["endpoints"], serde_json::json!([]));
+
+    // Of pod 4 the view does not tell: only its node may talk with it.
+    let controller = Controller::start_at(&node, at, view_of_two);
+    enforcer.wait_ready();
+    controller.wait_acked();
+    let stranger = 2;
+    node.pod(stranger).listen(PORT);
+    let (address, of_server) = (node.pod(stranger).address, node.pod(server).address);
+    eventually("the stranger is closed", || (!node.pod(rogue).connects(address, PORT)).then_some(()));
+    assert!(!node.pod(stranger).connects(of_server, PORT), "an unknown pod may not open connections");
+    serve(&node.host(), PORT);
+    assert!(node.pod(stranger).connects(NODE.parse().unwrap(), PORT), "but for those to its node");
+    controller.say(view(&[2, 3, 4]));
+    assert!(node.pod(rogue).connects(address, PORT), "now the view tells of it");
+
+    // The node has enforced: without a view, a new pod is closed.
+    enforcer.stop(Signal::SIGKILL);
+    drop(controller);
+    let enforcer = node.start(at);
+    let late = node.add_pod(5);
+    node.pod(late).listen(PORT);
+    eventually("the new pod is attached", || {
+        (enforcer.metric("durward_enforcer_unknown_endpoints") == Some(1.0)).then_some(())
+    });
+    assert!(!node.pod(rogue).connects(node.pod(late).address, PORT), "nobody knows the new pod");
+    assert!(node.pod(rogue).connects(of_server, PORT), "those that are known go on");
+}
+
+#[test]
+fn a_pod_gains_nothing_by_changing_its_own_addresses() {
+    let (mut node, [server, rogue, friend]) = three_pods();
+    let mut isolated = view(&[2, 3, 4]);
+    isolate(&mut isolated, 2, "only-friend", &[[10, 77, 0, 4]]);
+    let controller = Controller::start(&node, isolated);
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    let (of_server, of_friend) = (node.pod(server).address, node.pod(friend).address);
+    assert!(node.pod(friend).connects(of_server, PORT));
+
+    // It takes the friend's address, and the way back is bent to it, as by an ARP claim on a bridge.
+    node.remove_pod(friend);
+    node.pod(rogue).run(&["ip", "addr", "add", "10.77.0.4/32", "dev", "eth0"]);
+    node.on_host(&["ip", "route", "replace", "10.77.0.4/32", "dev", "veth3"]);
+    assert!(!node.pod(rogue).connects_from(of_friend, of_server, PORT), "the address is not its own");
+
+    // Nor is it taken for the friend by an enforcer that meets it so.
+    enforcer.stop(Signal::SIGKILL);
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    assert!(!node.pod(rogue).connects_from(of_friend, of_server, PORT), "the address is not its own");
+
+    // A process of another pod in its namespace: nobody knows whose it is now, but the binding stays.
+    node.add_process(rogue, &uid(4));
+    controller.say(view(&[2, 3, 4]));
+    assert!(node.pod(rogue).connects(of_server, PORT));
+    enforcer.stop(Signal::SIGKILL);
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    eventually("a namespace whose processes disagree is closed", || {
+        (!node.pod(rogue).connects(of_server, PORT)).then_some(())
+    });
+    assert_eq!(enforcer.metric("durward_enforcer_unknown_endpoints"), Some(1.0));
+}
+
+#[test]
+fn a_message_that_is_not_understood_changes_nothing_and_is_named() {
+    let (node, [server, rogue, friend]) = three_pods();
+    let (server, rogue, friend) = (node.pod(server), node.pod(rogue), node.pod(friend));
+    let mut isolated = view(&[2, 3, 4]);
+    isolate(&mut isolated, 2, "only-friend", &[[10, 77, 0, 4]]);
+    let controller = Controller::start(&node, isolated.clone());
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    controller.wait_acked();
+
+    let logging = Some(wire::Logging { allow: 77, deny: 1, generation: 1 });
+    let patch = Some(wire::Patch { logging, ..wire::Patch::default() });
+    let to = Some(wire::Version { epoch: 1, number: 2 });
+    let change = to_node::Message::Change(wire::Change { to, patch });
+    controller.say_instead(isolated, wire::ToNode { message: Some(change) });
+    controller.wait_acked();
+    let refused = r#"durward_enforcer_stream_errors_total{reason="NotUnderstood"}"#;
+    assert_eq!(enforcer.metric(refused), Some(1.0));
+    assert!(node.words().contains("Logging.allow: 77"), "{}", node.words());
+    assert_eq!(controller.streams(), (2, 2), "the second stream asks for a whole view");
+    assert!(friend.connects(server.address, PORT) && !rogue.connects(server.address, PORT));
+}
+
+#[test]
+fn verdicts_go_on_where_the_log_cannot_be_written() {
+    let (node, [server, rogue, friend]) = three_pods();
+    let (server, rogue, friend) = (node.pod(server), node.pod(rogue), node.pod(friend));
+    // A file where the folder should be: not even root can write a log there.
+    std::fs::remove_dir(node.path("log")).unwrap();
+    std::fs::write(node.path("log"), "").unwrap();
+    std::fs::set_permissions(node.path("log"), PermissionsExt::from_mode(0)).unwrap();
+    let mut isolated = view(&[2, 3, 4]);
+    isolate(&mut isolated, 2, "only-friend", &[[10, 77, 0, 4]]);
+    isolated.logging.deny = durward_proto::LogMode::All;
+    let controller = Controller::start(&node, isolated);
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    assert!(friend.connects(server.address, PORT) && !rogue.connects(server.address, PORT));
+}
+
+#[test]
+fn the_dump_shows_view_maps_and_endpoints() {
+    let (mut node, [server, ..]) = three_pods();
+    assert_eq!(node.dump()["maps"], serde_json::Value::Null, "nothing is made by looking");
+    let mut isolated = view(&[2, 3, 4]);
+    isolate(&mut isolated, 2, "only-friend", &[[10, 77, 0, 4]]);
+    let controller = Controller::start(&node, isolated);
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    controller.wait_acked();
+    let dump = node.dump();
+    assert_eq!(dump["view"]["pods"][uid(2)]["name"], "pod-2", "{dump:#}");
+    assert_eq!(dump["maps"]["endpoints"].as_array().map(Vec::len), Some(3), "{dump:#}");
+    assert_eq!(dump["maps"]["addresses"][0][0], "10.77.0.4", "{dump:#}");
+    assert_eq!(dump["endpoints"].as_object().map(serde_json::Map::len), Some(3), "{dump:#}");
+
+    node.remove_pod(server);
+    eventually("the endpoint of a pod that went is removed", || {
+        (node.dump()["maps"]["endpoints"].as_array().map(Vec::len) == Some(2)).then_some(())
+    });
+}
+
+#[test]
+fn without_a_bpf_file_system_it_refuses_to_start() {
+    let node = Node::new();
+    nix::mount::umount(&node.path("bpffs")).unwrap();
+    let enforcer = node.start("127.0.0.1:1".parse().unwrap());
+    let ended = enforcer.ends();
+    assert_eq!(ended.code(), Some(1));
+    assert!(node.words().contains("is no BPF file system: mount one there"), "{}", node.words());
+    assert!(!node.words().contains("panicked"), "{}", node.words());
+}
