@@ -65,7 +65,12 @@ pub struct Run {
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, env = "DURWARD_METRICS_LISTEN", default_value = "[::]:9445")]
     pub metrics_listen: SocketAddr,
-    /// How large the log becomes.
+    /// What a pod may do that the controller has not told of yet.
+    #[arg(long, env = "DURWARD_UNKNOWN_PODS", value_enum, default_value = "deny")]
+    pub unknown_pods: UnknownPods,
+}
+
+/// How large the log becomes.
 #[derive(Clone, Debug, Args)]
 pub struct LogFiles {
     /// How large the log's file becomes before it is renamed.
@@ -81,11 +86,6 @@ impl LogFiles {
     pub fn rotation(&self) -> Rotation {
         Rotation { max_bytes: self.log_file_bytes, keep: self.log_files_kept }
     }
-}
-
-/// What a pod may do that the controller has not told of yet.
-    #[arg(long, env = "DURWARD_UNKNOWN_PODS", value_enum, default_value = "deny")]
-    pub unknown_pods: UnknownPods,
 }
 
 /// What a pod may do that the controller has not told of yet.

@@ -88,7 +88,7 @@ pub enum LossPlace {
     Queue,
     /// The file could not be written.
     File,
-    /// The interface is nobody's that is known: no line.
+    /// The interface is nobody's that is known: the line names its pod by the address only.
     Endpoint,
     /// The verdict's policies are not known any more: a line without them, or none where they decide.
     Policies,

@@ -1,4 +1,6 @@
-//! Whether a verdict is logged, and with which policies. Pure.
+//! Whether an allowed connection is logged, and with which policies. Pure.
+//!
+//! Of denials the kernel knows whether: an endpoint's flag says so.
 
 use durward_proto::{Attribution, LogMode, Policy};
 
@@ -12,15 +14,6 @@ pub fn allow(mode: LogMode, attribution: &Attribution) -> Option<Vec<Policy>> {
         LogMode::Delegated => attribution.0.iter().filter(|policy| policy.logged).cloned().collect(),
     };
     (!listed.is_empty()).then_some(listed)
-}
-
-/// Whether a denial is logged; `asked` is what the namespace of the pod that enforced it says.
-pub const fn deny(mode: LogMode, asked: bool) -> bool {
-    match mode {
-        LogMode::Off => false,
-        LogMode::All => true,
-        LogMode::Delegated => asked,
-    }
 }
 
 #[cfg(test)]
@@ -40,12 +33,5 @@ mod tests {
         assert_eq!(allow(LogMode::All, &silent), Some(silent.0.to_vec()));
         assert_eq!(allow(LogMode::Delegated, &both), Some(vec![policy("asks", true)]));
         assert_eq!(allow(LogMode::Delegated, &silent), None);
-    }
-
-    #[test]
-    fn denials_are_logged_always_or_where_the_namespace_asks() {
-        let table = [LogMode::Off, LogMode::All, LogMode::Delegated]
-            .map(|mode| (deny(mode, false), deny(mode, true)));
-        assert_eq!(table, [(false, false), (true, true), (false, true)]);
     }
 }

@@ -66,12 +66,7 @@ impl LogFile {
     /// [`FileError`] if the folder, the file or the disk refuses.
     pub fn append(&mut self, line: &str) -> Result<(), FileError> {
         let path = self.folder.join(FILE_NAME);
-        // Somebody may have moved or removed it; who follows the name would miss what we write.
-        let current = fs::metadata(&path).ok().map(|found| identity(&found));
-        let mut open = match self.open.take() {
-            Some(open) if Some(open.identity) == current => open,
-            _ => self.reopen(&path)?,
-        };
+        let mut open = self.current(&path)?;
         let full = open.bytes > 0 && open.bytes + line.len() as u64 > self.rotation.max_bytes;
         if full && open.begun == 0 {
             self.rotate(&path)?;
@@ -91,6 +86,26 @@ impl LogFile {
         }
         open.begun = 0;
         Ok(())
+    }
+
+    /// Opens the file, if it is not open, so that readers find it before its first line.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] if the folder or the file refuses.
+    pub fn open(&mut self) -> Result<(), FileError> {
+        let open = self.current(&self.folder.join(FILE_NAME))?;
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn current(&mut self, path: &Path) -> Result<Open, FileError> {
+        // Somebody may have moved or removed it; who follows the name would miss what we write.
+        let found = fs::metadata(path).ok().map(|found| identity(&found));
+        match self.open.take() {
+            Some(open) if Some(open.identity) == found => Ok(open),
+            _ => self.reopen(path),
+        }
     }
 
     fn reopen(&self, path: &Path) -> Result<Open, FileError> {

@@ -19,7 +19,7 @@ mod writer;
 mod written;
 
 pub use budget::Budget;
-pub use decide::{allow, deny};
+pub use decide::allow;
 pub use file::{FileError, LogFile, Rotation};
 pub use line::{Connection, Disposition, End, Line};
 pub use summary::{Summary, Suppressed};

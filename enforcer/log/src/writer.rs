@@ -128,16 +128,15 @@ impl Log {
         self.shared.problem().clone()
     }
 
-    /// Writes what waits, as long as patience lasts; says whether all is in the file.
-    pub fn close(self, patience: Duration) -> bool {
-        let (pushed, shared) = (self.pushed, self.shared.clone());
-        let Self { queue, thread, ended, .. } = self;
+    /// Writes what waits, as long as patience lasts; gives [`Log::settled`] as it is at last.
+    pub fn close(self, patience: Duration) -> u64 {
+        let Self { queue, thread, ended, shared, .. } = self;
         shared.closing.store(true, Ordering::Release);
         drop(queue);
         thread.unpark();
         // A thread that hangs in the kernel is left there.
         let _ = ended.recv_timeout(patience);
-        shared.settled.load(Ordering::Acquire) == pushed
+        shared.settled.load(Ordering::Acquire)
     }
 }
 
@@ -151,6 +150,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, lines: &Receiver<String>) {
+        self.look();
         loop {
             match lines.recv_timeout(TELL_EVERY) {
                 Ok(line) => {
@@ -159,12 +159,18 @@ impl Writer {
                     }
                     self.shared.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
                     self.shared.settled.fetch_add(1, Ordering::Release);
-                    self.tell_losses();
                 }
-                Err(RecvTimeoutError::Timeout) => self.tell_losses(),
+                Err(RecvTimeoutError::Timeout) => self.look(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.tell_losses();
         }
+    }
+
+    /// Whether the file can be written is known before its next line.
+    fn look(&mut self) {
+        let error = self.file.open().err();
+        *self.shared.problem() = error.map(|error| error.to_string());
     }
 
     /// Writes a line, however long it takes; gives up only if the log is being closed.

@@ -65,7 +65,7 @@ fn what_waits_is_written_when_the_log_is_closed() {
     for number in 1..=5000 {
         assert_eq!(log.push(format!("{number}\n")), Ok(number));
     }
-    assert!(log.close(PATIENCE));
+    assert_eq!(log.close(PATIENCE), 5000);
     let content = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
     assert_eq!(content, (1..=5000).map(|number| format!("{number}\n")).collect::<String>());
 }
@@ -87,7 +87,7 @@ fn a_full_disk_costs_lines_that_are_counted_and_told_once_there_is_room() {
     let all = 1 + waiting.len() as u64;
     until("what waits to be written", || (log.settled() == all).then_some(()));
     assert_eq!(log.problem(), None);
-    assert!(log.close(PATIENCE));
+    assert_eq!(log.close(PATIENCE), all);
     let content = fs::read_to_string(&path).unwrap();
     let mut lines: Vec<_> = content.lines().map(|line| format!("{line}\n")).collect();
     assert_eq!(lines.remove(0), "first\n");
@@ -118,7 +118,7 @@ fn a_slow_disk_makes_nobody_wait() {
     let told = read.remove(1);
     assert!(told.starts_with(r#"{"lost":{"queue":1,"file":0},"#), "{told}");
     assert_eq!(read, waiting);
-    assert!(log.close(PATIENCE));
+    assert_eq!(log.close(PATIENCE), waiting.len() as u64);
     reader.join().unwrap();
 }
 
@@ -128,7 +128,7 @@ fn a_log_that_cannot_be_written_can_be_closed() {
     symlink("/dev/full", folder.path().join(FILE_NAME)).unwrap();
     let mut log = start(folder.path());
     log.push("first\n".into()).unwrap();
-    assert!(!log.close(PATIENCE));
+    assert_eq!(log.close(PATIENCE), 0);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_denial_that_was_written_is_recognised_also_in_a_full_file() {
     for line in &lines {
         log.push(line.json()).unwrap();
     }
-    assert!(log.close(PATIENCE));
+    assert_eq!(log.close(PATIENCE), 4);
     assert!(fs::read_dir(folder.path()).unwrap().count() > 1);
     // The same connection's next window, and one that was not written whole.
     let asked: Vec<_> =
