@@ -107,7 +107,7 @@ pub(crate) struct Cluster {
     pub(crate) owners: HashMap<IpAddr, Vec<PodId>>,
     /// Nodes with dirt.
     pub(crate) dirty: BTreeSet<NodeId>,
-    namespaces: Table<NamespaceId, Arc<str>, Namespace>,
+    pub(crate) namespaces: Table<NamespaceId, Arc<str>, Namespace>,
     scopes: Table<ScopeId, Scope, ScopeState>,
     /// Scopes that are selectors of namespaces.
     selected: SelectorIndex<ScopeId>,

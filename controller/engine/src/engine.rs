@@ -23,6 +23,31 @@ pub struct Outcome {
     pub faults: BTreeMap<Key, Option<Fault>>,
 }
 
+/// How much there is of everything: with no object and no subscription, nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Policies.
+    pub policies: usize,
+    /// Pods that policies see.
+    pub pods: usize,
+    /// Namespaces that are there or that a pod is in.
+    pub namespaces: usize,
+    /// Nodes that have pods or a subscription.
+    pub nodes: usize,
+    /// Classes of pods that no selector and no named port can tell apart.
+    pub classes: usize,
+    /// Groups of pods that policies select, or that their rules mention.
+    pub groups: usize,
+    /// Policy sets in use.
+    pub sets: usize,
+    /// Atoms in use.
+    pub atoms: usize,
+    /// Rows in use, those of all nodes that say the same of the same counted once.
+    pub rows: usize,
+    /// Attributions in use.
+    pub attributions: usize,
+}
+
 /// All objects of the cluster, and the views of the nodes that somebody subscribed to.
 #[derive(Debug)]
 pub struct Engine {
@@ -176,6 +201,22 @@ impl Engine {
         self.cluster.nodes[node].subscribed = false;
         self.cluster.nodes.release(node);
         self.collect();
+    }
+
+    /// How much there is of everything.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            policies: self.policies.len(),
+            pods: self.cluster.pods.len(),
+            namespaces: self.cluster.namespaces.len(),
+            nodes: self.cluster.nodes.len(),
+            classes: self.cluster.classes.len(),
+            groups: self.cluster.groups.len(),
+            sets: self.sets.sets.len(),
+            atoms: self.sets.atoms.len(),
+            rows: self.sets.rows.len(),
+            attributions: self.sets.attributions.len(),
+        }
     }
 
     fn collect(&mut self) {

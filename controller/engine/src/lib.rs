@@ -22,5 +22,5 @@ mod set;
 mod table;
 mod view;
 
-pub use engine::{Engine, Outcome};
+pub use engine::{Engine, Outcome, Sizes};
 pub use limit::{Fault, Limits};

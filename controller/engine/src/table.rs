@@ -123,6 +123,10 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
         &self.slot(id).key
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
     pub(crate) fn ids(&self) -> impl Iterator<Item = I> + '_ {
         let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
         used.map(|(index, _)| I::new(index))
