@@ -112,8 +112,7 @@ fn bring_up(name: &str, up: &Up) -> Result<()> {
     }
     let logs = bed.folder();
     bed.keep()?;
-    let this =
-        std::env::current_exe().map_or_else(|_| "durward-bed".into(), |path| path.display().to_string());
+    let this = std::env::args().next().unwrap_or_else(|| "durward-bed".into());
     println!(
         "The cluster is up. Its logs are in {}. Try:\n  {this} --name {name} kubectl get pods -A -o wide\n  \
          {this} --name {name} exec n1 ip route\n  {this} --name {name} down",
