@@ -8,7 +8,7 @@ use std::{process::Command, time::Instant};
 
 use serde_json::{Value, json};
 
-use crate::{Bed, Config, Error, Result, images, process, programs::timed};
+use crate::{Bed, Config, Error, Result, end_with_parent, images, process, programs::timed};
 use boutique::{MANIFESTS, Request, requests};
 pub use lines::{Connection, End, Line, Policy, lines, table};
 use terminal::Terminal;
@@ -22,6 +22,7 @@ const SEVERAL: usize = 5;
 
 /// Walks through it on a bed of its own. Fails at the first step that is not as it should be.
 pub fn run() -> Result<()> {
+    end_with_parent()?;
     let start = Instant::now();
     // Before the bed: what takes long when nothing is cached.
     let product = images::durward()?;
