@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 
 pub mod frame;
 pub mod pod;
+pub mod wire;
 
 /// Runs a test in a lab of its own.
 pub fn run(test: impl FnOnce(&Lab) + Send) {
