@@ -26,7 +26,8 @@ async fn start(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let client = Client::try_default().await?;
     let listeners = Listeners::bind(&config).await?;
-    info!(grpc = %config.listen, metrics = %config.metrics_listen, "serving");
+    let (grpc, metrics) = listeners.addresses()?;
+    info!(%grpc, %metrics, "serving");
     let stop = async {
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
     };

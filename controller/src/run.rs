@@ -36,6 +36,9 @@ const MAX_ASKS_WAITING: usize = 1024;
 /// The longest wait before a watch is tried again, without its jitter.
 const SLOWEST_RETRY: Duration = Duration::from_secs(5);
 
+/// How long nodes have to let go of their connections when the daemon ends.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Why the daemon ends.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -76,6 +79,15 @@ impl Listeners {
             TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
         };
         Ok(Self { grpc: bind(config.listen).await?, http: bind(config.metrics_listen).await? })
+    }
+
+    /// The addresses in fact: of gRPC and of HTTP.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.grpc.local_addr()?, self.http.local_addr()?))
     }
 }
 
@@ -126,7 +138,10 @@ pub async fn run(
     // The task ends the streams, which lets the server end.
     let _ = task.await;
     if outcome.is_ok() {
-        let _ = tokio::join!(grpc, http);
+        let servers = async { tokio::join!(grpc, http) };
+        if tokio::time::timeout(GRACE, servers).await.is_err() {
+            info!("some nodes did not let go of their connections; they are cut");
+        }
     }
     outcome
 }

@@ -8,6 +8,7 @@ use durward_proto::{encode, wire};
 use futures::Stream;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
 
@@ -43,6 +44,8 @@ struct Talk {
     bell: watch::Receiver<()>,
     /// Why the node's half ended.
     heard_last: oneshot::Receiver<Status>,
+    /// Listens to the node's half as long as this half lives; else the stream would never close.
+    _listener: JoinSet<()>,
     _leave: Leave,
 }
 
@@ -116,7 +119,8 @@ impl NodeStream {
         let leave = Leave { mailbox: mailbox.clone(), stream, node: node.clone() };
         let (last, heard_last) = oneshot::channel();
         let listener = Listener { asks: self.asks.clone(), node, stream, epoch: self.epoch };
-        tokio::spawn(async move {
+        let mut listening = JoinSet::new();
+        listening.spawn(async move {
             // If nobody hears the reason, the stream has ended already.
             let _ = last.send(listener.listen(inbound).await);
         });
@@ -126,6 +130,7 @@ impl NodeStream {
             mailbox,
             stream,
             heard_last,
+            _listener: listening,
             _leave: leave,
         }))
     }

@@ -1,0 +1,110 @@
+//! An API server that stores what today's refuses or drops, to the controller's eyes. And what the controller
+//! asked it (IO).
+//!
+//! Stands between the controller's client and the real API server. In what is read of NetworkPolicies and pods, the
+//! fields that an object's annotation holds replace or join those of its spec.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use http::{Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use kube::Client;
+use kube::client::Body;
+use serde_json::Value;
+
+/// On an object: fields of its spec, as JSON.
+pub(crate) const ANNOTATION: &str = "test.durward/spec";
+
+/// How many lists and watches of each resource were asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Requests(Arc<Mutex<BTreeMap<String, (usize, usize)>>>);
+
+impl Requests {
+    fn note(&self, request: &Request<Body>) {
+        if request.method() != http::Method::GET {
+            return;
+        }
+        let resource = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let mut counts = self.0.lock().unwrap();
+        let (lists, watches) = counts.entry(resource).or_default();
+        *(if is_watch { watches } else { lists }) += 1;
+    }
+
+    /// Holds if the controller did not ask for anything twice, nor for anything else.
+    pub(crate) fn listed_and_watched_each_kind_once(&self) {
+        let mut counts = self.0.lock().unwrap().clone();
+        // The API server ends the watches of a resource whose CRD was applied anew, and they begin again.
+        let (_, watches) = counts.get_mut("networkloggings").unwrap();
+        *watches = (*watches).min(1);
+        let kinds =
+            ["jobs", "namespaces", "networkloggings", "networkpolicies", "nodes", "pods", "replicasets"];
+        let once: BTreeMap<_, _> = kinds.map(|kind| (kind.to_owned(), (1, 1))).into();
+        assert_eq!(counts, once, "(lists, watches) of each kind");
+    }
+}
+
+/// The client as the controller is given it.
+pub(crate) fn client(inner: &Client, requests: Requests) -> Client {
+    let inner = inner.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let inner = inner.clone();
+        requests.note(&request);
+        let resource = request.uri().path().rsplit('/').next();
+        let is_changed = matches!(resource, Some("networkpolicies" | "pods"));
+        async move {
+            let response = inner.send(request).await?;
+            Ok::<_, kube::Error>(if is_changed {
+                add_fields(response)
+            } else {
+                response.map(BodyExt::boxed_unsync)
+            })
+        }
+    });
+    Client::new(service, "default")
+}
+
+type Reply = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, kube::Error>>;
+
+/// Adds the fields to each line of a reply: a list is one, and of a watch each event is.
+fn add_fields(response: Response<Body>) -> Reply {
+    response.map(|body| {
+        let frames = body.into_data_stream().map_ok(|bytes| bytes.to_vec());
+        let lines =
+            futures::stream::unfold((Box::pin(frames), Vec::new()), |(mut frames, mut rest)| async move {
+                loop {
+                    if let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+                        let line: Vec<u8> = rest.drain(..=end).collect();
+                        return Some((Ok(add_to_line(&line)), (frames, rest)));
+                    }
+                    match frames.next().await {
+                        Some(Ok(bytes)) => rest.extend(bytes),
+                        Some(Err(error)) => return Some((Err(error), (frames, rest))),
+                        None if rest.is_empty() => return None,
+                        None => return Some((Ok(add_to_line(&std::mem::take(&mut rest))), (frames, rest))),
+                    }
+                }
+            });
+        StreamBody::new(lines.map_ok(http_body::Frame::data)).boxed_unsync()
+    })
+}
+
+fn add_to_line(line: &[u8]) -> Bytes {
+    let mut value: Value = serde_json::from_slice(line).unwrap();
+    let add = |object: &mut Value| {
+        let fields = object["metadata"]["annotations"][ANNOTATION].as_str().unwrap_or("{}");
+        let fields: serde_json::Map<String, Value> = serde_json::from_str(fields).unwrap();
+        if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.extend(fields);
+        }
+    };
+    value.get_mut("object").into_iter().for_each(add);
+    let items = value.get_mut("items").and_then(Value::as_array_mut);
+    items.into_iter().flatten().for_each(add);
+    let mut text = value.to_string();
+    text.push('\n');
+    text.into()
+}
