@@ -1,6 +1,8 @@
 //! One pod in a lab, and packets of it: sentences for tests.
 
 use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use durward_bpf::{
     Act, Bound, Connection, Counters, DataPath, Direction, Endpoint, Event, Events, Fate, Flags, HostAddress,
@@ -87,23 +89,31 @@ pub struct Pod {
     pub path: DataPath,
     pub ifindex: u32,
     pub uplink: u32,
-    generation: std::cell::Cell<u32>,
-    events: std::cell::RefCell<Events>,
+    generation: AtomicU32,
+    events: Mutex<Events>,
     flags: Flags,
 }
 
 impl Pod {
     pub fn new(lab: &Lab) -> Self {
+        Self::new_in(lab, lab.open())
+    }
+
+    pub fn new_in(_lab: &Lab, path: DataPath) -> Self {
         ip("link add pod type veth peer name peer");
         ip("link set pod up");
         ip("link add uplink type veth peer name far");
-        Self::on(lab.open())
+        Self::on(path)
     }
 
     pub fn on(path: DataPath) -> Self {
+        Self::on_interface(path, "pod", "uplink")
+    }
+
+    pub fn on_interface(path: DataPath, name: &str, uplink: &str) -> Self {
         let events = path.events().expect("the ring opens").into();
         let flags = Flags { log_allow: true, log_deny: true, ..Flags::default() };
-        let (ifindex, uplink) = (ifindex("pod"), ifindex("uplink"));
+        let (ifindex, uplink) = (ifindex(name), ifindex(uplink));
         let pod = Self { path, ifindex, uplink, generation: 0.into(), events, flags };
         for set in [IN_SET, OUT_SET] {
             pod.path.set_row(set, 0, &all(deny(100 + set))).expect("a base row");
@@ -130,8 +140,7 @@ impl Pod {
     }
 
     pub fn next_word(&self, set: u32) -> Word {
-        self.generation.set(self.generation.get() + 1);
-        Word::new(set, self.generation.get())
+        Word::new(set, self.generation.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     pub fn put(&self, flags: Flags, addresses: &[IpAddr]) {
@@ -188,7 +197,7 @@ impl Pod {
     }
 
     pub fn events(&self) -> Vec<Event> {
-        self.events.borrow_mut().take().expect("the ring is read")
+        self.events.lock().expect("nobody panicked").take().expect("the ring is read")
     }
 
     pub fn counters(&self, direction: Direction) -> Counters {
