@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use durward_bpf::{DataPath, Direction, Flags, Options, Settings};
+use durward_bpf::{DataPath, Direction, Fate, Flags, Options, Settings, Trial};
 use lab::frame::*;
 use lab::pod::*;
 use lab::wire::{Netns, nsid};
@@ -50,6 +50,17 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// Which packets a round repeats.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Of one live connection, another one each round.
+    Live,
+    /// Of all live connections in turn: what the caches do not hold.
+    Spread,
+    /// Each of a new connection, or a denied one.
+    New,
+}
+
 /// One way a packet can take through the programs.
 struct Scenario {
     name: &'static str,
@@ -57,8 +68,7 @@ struct Scenario {
     frame: Vec<u8>,
     peer_at: u32,
     port_at: u32,
-    /// New connections rather than live ones.
-    new: bool,
+    kind: Kind,
 }
 
 /// The peer with a number, in the bytes that the varying program changes.
@@ -73,7 +83,7 @@ fn peer(v4: bool, number: u16, allowed: bool) -> IpAddr {
 }
 
 fn scenarios() -> Vec<Scenario> {
-    let tcp = |name, f: Family, direction, allowed, flags, new| {
+    let tcp = |name, f: Family, direction, allowed, flags, kind| {
         let v4 = f.pod.is_ipv4();
         let (src, dst) = ends(direction, f.pod, peer(v4, 0, allowed));
         let (sport, dport) = ends(direction, PORT, 1024);
@@ -85,17 +95,19 @@ fn scenarios() -> Vec<Scenario> {
             Ingress => (src_at, l4),
             Egress => (dst_at, l4 + 2),
         };
-        Scenario { name, direction, frame: ip(src, dst, TCP, 0, &payload), peer_at, port_at, new }
+        Scenario { name, direction, frame: ip(src, dst, TCP, 0, &payload), peer_at, port_at, kind }
     };
     vec![
-        tcp("established_v4_ns", v4(), Ingress, true, ACK, false),
-        tcp("established_v6_ns", v6(), Ingress, true, ACK, false),
-        tcp("reply_v4_ns", v4(), Egress, true, ACK, false),
-        tcp("reply_v6_ns", v6(), Egress, true, ACK, false),
-        tcp("new_logged_ns", v4(), Ingress, true, SYN, true),
-        tcp("new_logged_v6_ns", v6(), Ingress, true, SYN, true),
-        tcp("denied_ns", v4(), Ingress, false, SYN, true),
-        tcp("denied_v6_ns", v6(), Ingress, false, SYN, true),
+        tcp("established_v4_ns", v4(), Ingress, true, ACK, Kind::Live),
+        tcp("established_v6_ns", v6(), Ingress, true, ACK, Kind::Live),
+        tcp("reply_v4_ns", v4(), Egress, true, ACK, Kind::Live),
+        tcp("reply_v6_ns", v6(), Egress, true, ACK, Kind::Live),
+        tcp("spread_v4_ns", v4(), Ingress, true, ACK, Kind::Spread),
+        tcp("spread_v6_ns", v6(), Ingress, true, ACK, Kind::Spread),
+        tcp("new_logged_ns", v4(), Ingress, true, SYN, Kind::New),
+        tcp("new_logged_v6_ns", v6(), Ingress, true, SYN, Kind::New),
+        tcp("denied_ns", v4(), Ingress, false, SYN, Kind::New),
+        tcp("denied_v6_ns", v6(), Ingress, false, SYN, Kind::New),
     ]
 }
 
@@ -135,7 +147,7 @@ impl Varying {
         measured
             .update(&0_u32.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
             .expect("the program is called");
-        let connections = if scenario.new { u32::MAX } else { CONNECTIONS };
+        let connections = if scenario.kind == Kind::New { u32::MAX } else { CONNECTIONS };
         let vary = [first, connections, PEERS, scenario.peer_at, scenario.port_at];
         let vary: Vec<u8> = vary.into_iter().flat_map(u32::to_ne_bytes).collect();
         map(".bss")
@@ -168,6 +180,22 @@ impl Varying {
     }
 }
 
+/// The time of a packet of one live connection.
+fn live(pod: &Pod, scenario: &Scenario, number: u32) -> f64 {
+    let mut frame = scenario.frame.clone();
+    let mut put = |at: u32, value: u32| {
+        let at = at as usize;
+        frame[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
+    };
+    put(scenario.peer_at, 256 + number % PEERS);
+    put(scenario.port_at, 1024 + number / PEERS);
+    let (direction, ifindex, came_in_by) = (scenario.direction, pod.ifindex, pod.uplink);
+    let trial = Trial { direction, ifindex, came_in_by, frame: &frame, repeat: REPEAT };
+    let (fate, took) = pod.path.try_packet(trial).expect("the packet is tried");
+    assert_eq!(fate, Fate::Passed, "{}", scenario.name);
+    took.as_nanos() as f64
+}
+
 fn packets(lab: &lab::Lab) -> BTreeMap<&'static str, f64> {
     let pod = Pod::new_in(lab, DataPath::open(&lab.bpffs, Options::default()).expect("the programs load"));
     pod.path
@@ -182,10 +210,12 @@ fn packets(lab: &lab::Lab) -> BTreeMap<&'static str, f64> {
     let varying = Varying::new(lab, &pod);
     let scenarios = scenarios();
     // The live connections: each called once, and answered.
-    for scenario in scenarios.iter().filter(|scenario| scenario.new && scenario.name.starts_with("new")) {
+    for scenario in
+        scenarios.iter().filter(|scenario| scenario.kind == Kind::New && scenario.name.starts_with("new"))
+    {
         varying.run(&pod, scenario, 0, CONNECTIONS, true);
     }
-    for scenario in scenarios.iter().filter(|scenario| !scenario.new) {
+    for scenario in scenarios.iter().filter(|scenario| scenario.kind != Kind::New) {
         varying.run(&pod, scenario, 0, CONNECTIONS, true);
     }
     assert_eq!(pod.connections().len() as u32, 2 * CONNECTIONS, "the live connections are there");
@@ -193,15 +223,18 @@ fn packets(lab: &lab::Lab) -> BTreeMap<&'static str, f64> {
 
     let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut fresh = CONNECTIONS;
-    for _ in 0..ROUNDS {
-        times.entry("empty_ns").or_default().push(varying.empty(&scenarios[0]));
+    for round in 0..ROUNDS as u32 {
+        let empty = varying.empty(&scenarios[0]);
+        times.entry("empty_ns").or_default().push(empty);
         for scenario in &scenarios {
-            let repeat = if scenario.new { NEW } else { REPEAT };
-            let first = if scenario.new { fresh } else { 0 };
-            let bare = varying.run(&pod, scenario, first, repeat, false);
-            let whole = varying.run(&pod, scenario, first, repeat, true);
-            let empty = *times["empty_ns"].last().expect("just measured");
-            times.entry(scenario.name).or_default().push(whole - bare + empty);
+            let (first, repeat) = if scenario.kind == Kind::New { (fresh, NEW) } else { (0, REPEAT) };
+            let time = if scenario.kind == Kind::Live {
+                live(&pod, scenario, round * 163 % CONNECTIONS)
+            } else {
+                let bare = varying.run(&pod, scenario, first, repeat, false);
+                varying.run(&pod, scenario, first, repeat, true) - bare + empty
+            };
+            times.entry(scenario.name).or_default().push(time);
         }
         fresh += NEW;
         pod.events();
