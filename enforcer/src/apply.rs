@@ -13,9 +13,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use durward_bpf::{DataPath, HostAddress};
+use durward_bpf::{DataPath, HostAddress, Settings};
 use durward_plan::{Access, Endpoint, Exhausted, Found, Kernel, Numbers, Step, Wanted, plan, rejudge};
-use durward_proto::{NodeView, Version};
+use durward_proto::Version;
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -81,6 +81,8 @@ pub struct Applier {
     numbers: Numbers,
     /// The host's addresses in the kernel.
     host: BTreeSet<IpAddr>,
+    /// The ports of its tunnels there; none while that is not known.
+    tunnel_ports: Option<BTreeSet<u16>>,
     misfits: Misfits,
     /// Whether it is not known that each word is younger than what it says.
     doubtful: bool,
@@ -122,6 +124,7 @@ impl Applier {
             kernel,
             numbers,
             host,
+            tunnel_ports: None,
             misfits,
             doubtful,
             recorder,
@@ -161,7 +164,7 @@ impl Applier {
         book: &watch::Sender<Arc<Book>>,
     ) -> Result<(), ApplyError> {
         let Some(view) = view else { return self.pass_unsynced(findings) };
-        self.write_host_addresses(&findings.host)?;
+        self.write_host(findings)?;
         self.adopt(&findings.found);
         loop {
             let fitting = self.misfits.fitting(&view.view);
@@ -207,7 +210,7 @@ impl Applier {
         if self.state.numbers().is_none() {
             return Ok(());
         }
-        self.write_host_addresses(&findings.host)?;
+        self.write_host(findings)?;
         self.adopt(&findings.found);
         let mut steps = Vec::new();
         for (&ifindex, found) in &findings.found {
@@ -267,8 +270,14 @@ impl Applier {
         Ok(())
     }
 
-    fn write_host_addresses(&mut self, wanted: &BTreeSet<IpAddr>) -> Result<(), ApplyError> {
-        let path = &self.path;
+    /// Writes what the programs must know of the host: its addresses, and where its tunnels end.
+    fn write_host(&mut self, findings: &Findings) -> Result<(), ApplyError> {
+        let (path, wanted) = (&self.path, &findings.host);
+        if self.tunnel_ports.as_ref() != Some(&findings.tunnel_ports) {
+            let tunnel_ports = findings.tunnel_ports.iter().copied().collect();
+            path.set(&Settings { tunnel_ports, ..Settings::default() }).map_err(StepError::from)?;
+            self.tunnel_ports = Some(findings.tunnel_ports.clone());
+        }
         let new = wanted.difference(&self.host);
         let put = new.map(|address| path.set_host_address(*address, HostAddress::This));
         put.collect::<Result<(), _>>().map_err(StepError::from)?;
@@ -291,9 +300,9 @@ impl Applier {
         let closed = self.kernel.endpoints.values().filter(|endpoint| endpoint.access == Access::Closed);
         self.metrics.unknown_endpoints.set(i64::try_from(closed.count()).unwrap_or(i64::MAX));
         self.metrics.misfits.set(i64::try_from(self.misfits.pods.len()).unwrap_or(i64::MAX));
-        let empty = NodeView::default();
-        let view_now = view.map_or(&empty, |synced| &synced.view);
-        self.recorder.tell_problems(view_now, findings, &self.misfits.pods, &self.status);
+        if let Some(synced) = view {
+            self.recorder.tell_problems(&synced.view, findings, &self.misfits.pods, &self.status);
+        }
         if let Err(error) = passed {
             self.status.raise(Problem::Apply, error);
             return Some(RETRY);

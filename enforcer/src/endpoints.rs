@@ -42,6 +42,8 @@ pub struct Findings {
     pub started_ticks: BTreeMap<u32, u64>,
     /// The host's own addresses.
     pub host: BTreeSet<IpAddr>,
+    /// The UDP ports of the host's tunnel devices.
+    pub tunnel_ports: BTreeSet<u16>,
 }
 
 /// Why pods could not be looked for.
@@ -181,10 +183,11 @@ impl Finder {
         self.list_namespaces().await?;
         self.ask_processes().await;
         self.first_scan_done = true;
-        let mut findings =
-            Findings { host: link::host_addresses(&self.handle).await?, ..Findings::default() };
+        let host = link::host_addresses(&self.handle).await?;
+        let link::Interfaces { to_namespace, tunnel_ports } = interfaces;
+        let mut findings = Findings { host, tunnel_ports, ..Findings::default() };
         for (name, namespace) in &self.namespaces {
-            let interface = namespace.number.and_then(|number| interfaces.get(&number));
+            let interface = namespace.number.and_then(|number| to_namespace.get(&number));
             let (Some(&interface), false) = (interface, namespace.pods.is_empty()) else { continue };
             let found = Found {
                 namespace: name.identity(),

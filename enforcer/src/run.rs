@@ -163,7 +163,9 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
     tracing::info!("stopping; what the kernel enforces goes on");
     drop(stop);
     if tokio::time::timeout(LAST_LINES, observing).await.is_err() {
-        tracing::warn!("the log's last lines are not written; what is denied will be told after the next start");
+        tracing::warn!(
+            "the log's last lines are not written; what is denied will be told after the next start"
+        );
     }
     Ok(())
 }

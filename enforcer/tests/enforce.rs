@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use common::controller::Controller;
 use common::eventually;
 use common::node::{Connection, NODE, Node, serve, uid};
-use common::views::{isolate, view};
+use common::views::{isolate, scatter, view};
 use durward_proto::wire::{self, to_node};
 use nix::sys::signal::Signal;
 
@@ -47,7 +47,6 @@ fn a_policy_is_enforced_and_cuts_what_it_does_not_allow() {
     assert!(enforcer.metric(denied) > Some(0.0), "{:?}", enforcer.get("/metrics"));
     assert!(enforcer.metric("durward_enforcer_propagation_seconds_count") > Some(0.0));
     assert_eq!(enforcer.metric("durward_enforcer_endpoints"), Some(3.0));
-    assert!(enforcer.resident_kib() <= 30 * 1024, "{} KiB are resident", enforcer.resident_kib());
 
     controller.say(view(&[2, 3, 4]));
     assert!(rogue.connects(server.address, PORT), "nothing isolates the server any more");
@@ -213,6 +212,78 @@ fn verdicts_go_on_where_the_log_cannot_be_written() {
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
     assert!(friend.connects(server.address, PORT) && !rogue.connects(server.address, PORT));
+}
+
+#[test]
+fn a_pod_whose_rules_do_not_fit_is_closed_and_nobody_else() {
+    let (node, [big, other, friend]) = three_pods();
+    node.pod(other).listen(PORT);
+    let mut isolated = view(&[2, 3, 4]);
+    isolate(&mut isolated, 3, "only-friend", &[[10, 77, 0, 4]]);
+    let controller = Controller::start(&node, isolated.clone());
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    controller.wait_acked();
+    assert!(node.pod(friend).connects(node.pod(big).address, PORT));
+
+    let mut too_big = isolated.clone();
+    isolate(&mut too_big, 2, "too-big", &[[10, 77, 0, 4]]);
+    scatter(&mut too_big, "too-big", 20_000);
+    controller.say(too_big);
+    assert_eq!(enforcer.metric("durward_enforcer_misfits"), Some(1.0));
+    assert!(node.words().contains("pod default/pod-2: the kernel has no room"), "{}", node.words());
+    let reaches = |server: usize| node.pod(friend).connects(node.pod(server).address, PORT);
+    assert!(!reaches(big), "its rules are not in the kernel, so nothing is allowed");
+    assert!(reaches(other), "the others' are");
+
+    let mut fitting = isolated;
+    isolate(&mut fitting, 2, "fitting", &[[10, 77, 0, 4]]);
+    scatter(&mut fitting, "fitting", 2_000);
+    controller.say(fitting);
+    assert_eq!(enforcer.metric("durward_enforcer_misfits"), Some(0.0));
+    assert!(reaches(big) && reaches(other));
+}
+
+#[test]
+fn a_new_pod_inherits_an_address_but_not_its_connections() {
+    let (mut node, [server, _, friend]) = three_pods();
+    let controller = Controller::start(&node, view(&[2, 3, 4]));
+    // The host tracks connections only where somebody asks for it.
+    node.on_host(&[
+        "iptables",
+        "-A",
+        "FORWARD",
+        "-m",
+        "conntrack",
+        "--ctstate",
+        "ESTABLISHED",
+        "-j",
+        "ACCEPT",
+    ]);
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    let address = node.pod(server).address;
+    let leaver = node.add_pod(5);
+    assert!(node.pod(leaver).connects(address, PORT) && node.pod(friend).connects(address, PORT));
+    let tracked = |pod: &str| !node_output(&node, &["conntrack", "-L", "--orig-src", pod]).is_empty();
+    assert!(tracked("10.77.0.5") && tracked("10.77.0.4"));
+    node.remove_pod(leaver);
+    let gone = || (enforcer.metric("durward_enforcer_endpoints") == Some(3.0)).then_some(());
+    eventually("the leaver's endpoint is removed", gone);
+
+    node.add_pod(5);
+    let bound = || (enforcer.metric("durward_enforcer_endpoints") == Some(4.0)).then_some(());
+    eventually("the new pod is attached", bound);
+    let tracked = |pod: &str| !node_output(&node, &["conntrack", "-L", "--orig-src", pod]).is_empty();
+    assert!(!tracked("10.77.0.5"), "the address has a new owner");
+    assert!(tracked("10.77.0.4"), "the others' connections are theirs");
+}
+
+fn node_output(node: &Node, command: &[&str]) -> String {
+    let enter = format!("--net={}", node.host().display());
+    let output = std::process::Command::new("nsenter").arg(enter).args(command).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

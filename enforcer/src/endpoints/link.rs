@@ -9,13 +9,22 @@ use futures::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoGeneve, InfoVxlan, LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::{Error, Handle};
 
-/// The host's interface to each namespace that one leads to, by the host's number of the namespace: of
-/// several, the one whose other end was made first.
-pub(crate) async fn interfaces(handle: &Handle) -> Result<BTreeMap<i32, u32>, Error> {
+/// The host's interfaces, as far as they matter here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Interfaces {
+    /// The one to each namespace that one leads to, by the host's number of the namespace: of several, the one
+    /// whose other end was made first.
+    pub(crate) to_namespace: BTreeMap<i32, u32>,
+    /// The UDP ports of tunnel devices.
+    pub(crate) tunnel_ports: BTreeSet<u16>,
+}
+
+pub(crate) async fn interfaces(handle: &Handle) -> Result<Interfaces, Error> {
+    let mut tunnel_ports = BTreeSet::new();
     let mut ends = BTreeMap::<i32, (u32, u32)>::new();
     let mut links = Box::pin(handle.link().get().execute());
     while let Some(link) = links.try_next().await? {
@@ -24,6 +33,7 @@ pub(crate) async fn interfaces(handle: &Handle) -> Result<BTreeMap<i32, u32>, Er
             match attribute {
                 LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
                 LinkAttribute::Link(index) => peer = Some(*index),
+                LinkAttribute::LinkInfo(parts) => tunnel_ports.extend(parts.iter().filter_map(tunnel_port)),
                 _ => {}
             }
         }
@@ -31,7 +41,23 @@ pub(crate) async fn interfaces(handle: &Handle) -> Result<BTreeMap<i32, u32>, Er
         let end = (peer, link.header.index);
         ends.entry(namespace).and_modify(|first| *first = end.min(*first)).or_insert(end);
     }
-    Ok(ends.into_iter().map(|(namespace, (_, index))| (namespace, index)).collect())
+    let to_namespace = ends.into_iter().map(|(namespace, (_, index))| (namespace, index)).collect();
+    Ok(Interfaces { to_namespace, tunnel_ports })
+}
+
+fn tunnel_port(part: &LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(data) = part else { return None };
+    match data {
+        InfoData::Vxlan(parts) => parts.iter().find_map(|part| match part {
+            InfoVxlan::Port(port) => Some(*port),
+            _ => None,
+        }),
+        InfoData::Geneve(parts) => parts.iter().find_map(|part| match part {
+            InfoGeneve::Port(port) => Some(*port),
+            _ => None,
+        }),
+        _ => None,
+    }
 }
 
 /// The addresses of this host, but for those of its loopback device.

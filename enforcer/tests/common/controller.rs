@@ -1,12 +1,14 @@
 //! A controller that says what the test wants, over real gRPC.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use durward_proto::wire::control_server::{Control, ControlServer};
 use durward_proto::wire::{self, from_node, to_node};
-use durward_proto::{NodeView, Patch, Version, encode};
+use durward_proto::{
+    IdentifyRequest, Identity, NodeReport, NodeView, Patch, PodName, Version, Workload, encode,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -27,6 +29,7 @@ struct Shared {
     acked: watch::Sender<u64>,
     streams: AtomicUsize,
     whole_views: AtomicUsize,
+    reports: Mutex<Vec<NodeReport>>,
 }
 
 const EPOCH: u64 = 1;
@@ -48,6 +51,7 @@ impl Controller {
             acked: watch::Sender::new(0),
             streams: AtomicUsize::new(0),
             whole_views: AtomicUsize::new(0),
+            reports: Mutex::default(),
         });
         let service = ControlServer::new(Service(shared.clone()));
         runtime.spawn(async move {
@@ -79,6 +83,11 @@ impl Controller {
     /// How many streams there were, and how many of them were sent a whole view.
     pub fn streams(&self) -> (usize, usize) {
         (self.shared.streams.load(Ordering::SeqCst), self.shared.whole_views.load(Ordering::SeqCst))
+    }
+
+    /// What the node has said of itself.
+    pub fn reports(&self) -> Vec<NodeReport> {
+        self.shared.reports.lock().unwrap().clone()
     }
 }
 
@@ -135,12 +144,32 @@ impl Control for Service {
 
     async fn identify(
         &self,
-        _: Request<wire::IdentifyRequest>,
+        request: Request<wire::IdentifyRequest>,
     ) -> Result<Response<wire::IdentifyResponse>, Status> {
-        Err(Status::unavailable("this controller knows no names"))
+        let request = IdentifyRequest::try_from(request.into_inner());
+        let IdentifyRequest(addresses) =
+            request.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let view = self.0.said.borrow().1.clone();
+        let identify = |address| {
+            let pod = view.pods.values().find(|pod| pod.addresses.contains(&address));
+            let pod = pod.map(|pod| PodName {
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                workload: Some(Workload { kind: "Deployment".into(), name: format!("{}s", pod.name).into() }),
+            });
+            wire::Identity::from(&Identity { pod, since_ms: 0 })
+        };
+        let identities = addresses.into_iter().map(identify).collect();
+        Ok(Response::new(wire::IdentifyResponse { identities }))
     }
 
-    async fn report(&self, _: Request<wire::NodeReport>) -> Result<Response<wire::ReportReceipt>, Status> {
+    async fn report(
+        &self,
+        request: Request<wire::NodeReport>,
+    ) -> Result<Response<wire::ReportReceipt>, Status> {
+        let report = NodeReport::try_from(request.into_inner());
+        let report = report.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.0.reports.lock().unwrap().push(report);
         Ok(Response::new(wire::ReportReceipt {}))
     }
 }

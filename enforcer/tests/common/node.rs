@@ -157,6 +157,10 @@ impl Node {
 
     /// Starts the enforcer; `controller` is the address of its gRPC.
     pub fn start(&self, controller: SocketAddr) -> Enforcer {
+        self.start_with(controller, &[])
+    }
+
+    pub fn start_with(&self, controller: SocketAddr, options: &[&str]) -> Enforcer {
         let log = File::options().append(true).create(true).open(self.path("enforcer.log")).unwrap();
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.host().display())).arg(env!("CARGO_BIN_EXE_durward-enforcer"));
@@ -167,7 +171,7 @@ impl Node {
         {
             command.arg(flag).arg(self.path(part));
         }
-        let child = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = command.args(options).stdin(Stdio::null()).stderr(log).spawn().unwrap();
         Enforcer { child, host: self.host() }
     }
 
@@ -328,13 +332,6 @@ impl Enforcer {
 
     pub fn wait_ready(&self) {
         eventually("the enforcer is ready", || self.get("/readyz").filter(|(status, _)| *status == 200));
-    }
-
-    /// The most memory that it has held at once, in KiB.
-    pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Sends a signal, and waits for the end.

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use durward_proto::{
-    Act, AtomId, Attribution, Digest, Direction, NodeView, Pod, PodUid, Policy, Row, Set, SetId, Verdict,
+    Act, AtomId, Attribution, Digest, Direction, NodeView, Pod, PodUid, Policy, PortKey, Row, Set, SetId,
+    Step, Verdict,
 };
 
 use super::node;
@@ -27,10 +28,14 @@ pub fn view(pods: &[u8]) -> NodeView {
 
 /// Lets only some addresses reach a pod: `policy` is the name of the policy that says so.
 pub fn isolate(view: &mut NodeView, pod: u8, policy: &str, from: &[[u8; 4]]) {
-    let attribution =
-        Attribution::new([Policy { namespace: "default".into(), name: policy.into(), logged: false }]);
+    isolate_logged(view, pod, policy, from, false);
+}
+
+/// The same; `logged` is whether the policy asks for its verdicts to be logged.
+pub fn isolate_logged(view: &mut NodeView, pod: u8, policy: &str, from: &[[u8; 4]], logged: bool) {
+    let attribution = Attribution::new([Policy { namespace: "default".into(), name: policy.into(), logged }]);
     let row = |verdict| Row::uniform(Act { verdict, attribution: attribution.id() });
-    let (set, atom) = (SetId(Digest::of("set", [policy])), AtomId(Digest::of("atom", [policy])));
+    let (set, atom) = (SetId(Digest::of("set", [policy])), AtomId(Digest::of("atom", from)));
     let rows = if from.is_empty() { [].into() } else { [(atom, row(Verdict::Allow))].into() };
     let content = Set { direction: Direction::Ingress, base: row(Verdict::Deny), rows };
     view.sets.insert(set, content);
@@ -39,4 +44,14 @@ pub fn isolate(view: &mut NodeView, pod: u8, policy: &str, from: &[[u8; 4]]) {
     if let Some(pod) = view.pods.get_mut(&PodUid::from(node::uid(pod).as_str())) {
         pod.ingress = Some(set);
     }
+}
+
+/// Gives the rows of a policy's set this many bounds: what is allowed is every other port.
+pub fn scatter(view: &mut NodeView, policy: &str, bounds: u16) {
+    let set = view.sets.get_mut(&SetId(Digest::of("set", [policy]))).unwrap();
+    let (deny, allow) = (set.base.steps()[0].act, set.rows.values().next().unwrap().steps()[0].act);
+    let start = |n: u16| if n == 0 { PortKey::MIN } else { PortKey::new(6, n) };
+    let step = |n: u16| Step { start: start(n), act: if n.is_multiple_of(2) { allow } else { deny } };
+    let row = Row::new((0..bounds).map(step).collect()).unwrap();
+    set.rows.values_mut().for_each(|of| of.clone_from(&row));
 }
