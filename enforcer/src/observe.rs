@@ -189,7 +189,7 @@ impl Observer {
 
     fn read_book(&mut self, book: &mut watch::Receiver<Arc<Book>>) {
         let book = book.borrow_and_update().clone();
-        self.desk.read(book);
+        self.desk.read(book, clock::now_ns());
     }
 
     /// Reads the ring; says whether there was anything.

@@ -17,12 +17,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How many wait at most; more go out with what is known.
 const MAX_WAITING: usize = 4096;
 
+/// How many changes of the configuration are remembered.
+const MAX_MODES: usize = 16;
+
 /// The desk. With each verdict comes a token that is given back when its line is ready, or will never be.
 pub(crate) struct Desk<T> {
     node: Arc<str>,
     book: Arc<Book>,
-    /// How allowed connections are or were logged: records can arrive after logging was switched off.
-    allow_mode: LogMode,
+    /// How allowed connections were logged, and since when, in nanoseconds since 1970: what was recorded before
+    /// a change is logged as it was then. Off is none of them: of what is recorded then, the end is on its way.
+    allow_modes: VecDeque<(i64, LogMode)>,
     budgets: [Budget; 2],
     waiting: VecDeque<Waiting<T>>,
     summary: Summary,
@@ -59,7 +63,7 @@ impl<T> Desk<T> {
         Self {
             node,
             book: Arc::default(),
-            allow_mode: LogMode::All,
+            allow_modes: VecDeque::new(),
             budgets: [Budget::new(lines_per_s), Budget::new(lines_per_s)],
             waiting: VecDeque::new(),
             summary: Summary::default(),
@@ -67,11 +71,20 @@ impl<T> Desk<T> {
     }
 
     /// The book has changed.
-    pub(crate) fn read(&mut self, book: Arc<Book>) {
+    pub(crate) fn read(&mut self, book: Arc<Book>, now_ns: i64) {
+        let mode = book.logging.allow;
         self.book = book;
-        if self.book.logging.allow != LogMode::Off {
-            self.allow_mode = self.book.logging.allow;
+        if mode != LogMode::Off && self.allow_modes.back().is_none_or(|(_, last)| *last != mode) {
+            self.allow_modes.push_back((now_ns, mode));
+            if self.allow_modes.len() > MAX_MODES {
+                self.allow_modes.pop_front();
+            }
         }
+    }
+
+    fn allow_mode(&self, at_ns: i64) -> LogMode {
+        let then = self.allow_modes.iter().rev().find(|(since_ns, _)| *since_ns <= at_ns);
+        then.or(self.allow_modes.front()).map_or(LogMode::All, |(_, mode)| *mode)
     }
 
     /// Takes a verdict in, if there is budget for its line; else counts it, and gives the token back.
@@ -195,12 +208,11 @@ impl<T> Desk<T> {
         if attribution.is_none() {
             losses.push(LossPlace::Policies);
         }
+        let mode = self.allow_mode(seen.at_ns);
         match (seen.allowed, attribution) {
-            (true, Some(attribution)) => {
-                durward_log::allow(self.allow_mode, attribution).map(Disposition::Allow)
-            }
+            (true, Some(attribution)) => durward_log::allow(mode, attribution).map(Disposition::Allow),
             // Which ones asked for the line, nobody knows any more.
-            (true, None) if self.allow_mode == LogMode::Delegated => None,
+            (true, None) if mode == LogMode::Delegated => None,
             (true, None) => Some(Disposition::Allow(Vec::new())),
             (false, attribution) => {
                 let policies = attribution.map(|attribution| attribution.0.to_vec());
@@ -244,7 +256,7 @@ mod tests {
 
     fn desk(allow: LogMode, lines_per_s: usize) -> Desk<u32> {
         let mut desk = Desk::new("node-1".into(), lines_per_s);
-        desk.read(book(allow));
+        desk.read(book(allow), 0);
         desk
     }
 
@@ -332,11 +344,21 @@ mod tests {
     #[test]
     fn delegation_lists_those_that_ask_also_of_records_from_before_logging_ended() {
         let (mut desk, now) = (desk(LogMode::Delegated, 9), Instant::now());
-        desk.read(book(LogMode::Off));
+        desk.read(book(LogMode::Off), 1);
         desk.take(seen(true, 2), 1, now).unwrap();
         let (done, _) = settle(&mut desk, &names(), now);
         let disposition = done[0].line.as_ref().map(|line| line.disposition.clone());
         assert_eq!(disposition, Some(Disposition::Allow(vec![policy("asks", true)])));
+    }
+
+    #[test]
+    fn what_was_recorded_before_a_change_is_logged_as_it_was_then() {
+        let (mut desk, now) = (desk(LogMode::All, 9), Instant::now());
+        let both = Disposition::Allow(vec![policy("asks", true), policy("silent", false)]);
+        desk.take(seen(true, 2), 1, now).unwrap();
+        desk.read(book(LogMode::Delegated), AT_MS * 1_000_000 + 1);
+        let (done, _) = settle(&mut desk, &names(), now);
+        assert_eq!(done[0].line.as_ref().map(|line| &line.disposition), Some(&both));
     }
 
     #[test]
@@ -349,7 +371,7 @@ mod tests {
         let losses = vec![LossPlace::Endpoint, LossPlace::Policies];
         assert_eq!(settle(&mut desk, &names(), now).0, [Done { line: expected, losses, token: 1 }]);
         // Nobody knows whether it was asked for.
-        desk.read(book(LogMode::Delegated));
+        desk.read(book(LogMode::Delegated), 1);
         desk.take(Seen { attribution: 8, ..seen(true, 2) }, 2, now).unwrap();
         let done = Done { line: None, losses: vec![LossPlace::Policies], token: 2 };
         assert_eq!(settle(&mut desk, &names(), now).0, [done]);

@@ -44,15 +44,18 @@ impl Windows {
         let (path, log_dir, inherited) = (self.path.clone(), self.log_dir.clone(), self.inherited);
         let close = move || {
             let closed = path.close_denials(false).map_err(|error| error.to_string())?;
-            let written = match inherited {
-                true => {
-                    let lines: Vec<_> =
-                        closed.iter().map(|closed| fingerprint(&closed.denial, clock)).collect();
-                    durward_log::written(&log_dir, &lines)
-                        .map_err(|error| format!("cannot read {}: {error}", log_dir.display()))?
+            let mut written = vec![false; closed.len()];
+            if inherited {
+                let lines: Vec<_> = closed.iter().map(|closed| fingerprint(&closed.denial, clock)).collect();
+                match durward_log::written(&log_dir, &lines) {
+                    Ok(found) => written = found,
+                    // Better a line twice than none.
+                    Err(error) => {
+                        let folder = log_dir.display();
+                        tracing::warn!(%folder, %error, "cannot read the log; what was denied before the start may be told twice");
+                    }
                 }
-                false => vec![false; closed.len()],
-            };
+            }
             Ok::<_, String>((closed, written))
         };
         // It waits for a grace period of the kernel's, and perhaps reads files.

@@ -46,7 +46,8 @@ pub fn isolate_logged(view: &mut NodeView, pod: u8, policy: &str, from: &[[u8; 4
     }
 }
 
-/// Gives the rows of a policy's set this many bounds: what is allowed is every other port.
+/// Gives the rows of a policy's set this many bounds, allowing and denying by turns. An odd number allows what
+/// comes after the last.
 pub fn scatter(view: &mut NodeView, policy: &str, bounds: u16) {
     let set = view.sets.get_mut(&SetId(Digest::of("set", [policy]))).unwrap();
     let (deny, allow) = (set.base.steps()[0].act, set.rows.values().next().unwrap().steps()[0].act);
