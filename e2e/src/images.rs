@@ -1,7 +1,7 @@
 //! The images that beds use, and the product's own (IO).
 
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -61,11 +61,55 @@ fn with_shell(image: Image) -> Result<Image> {
     }))
 }
 
-/// Builds Durward's two images from their Dockerfiles; gives their archives.
+/// The images of Durward.
+const PARTS: [&str; 2] = ["controller", "enforcer"];
+
+/// Builds Durward's two images from their Dockerfiles; gives their archives. From the cache if they were made before of the
+/// same sources, be it in another checkout.
 pub fn durward() -> Result<Vec<PathBuf>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let built = timed("building Durward's release binaries", || release_build(&root))?;
-    ["controller", "enforcer"].iter().map(|part| product_image(&root, &built, part)).collect()
+    let folder = cache_root()?.join("images");
+    fs::create_dir_all(&folder).at("creating", &folder)?;
+    let key = sources(&root)?;
+    let archives = PARTS.map(|part| folder.join(format!("durward-{part}-{key}.tar")));
+    if !archives.iter().all(|archive| archive.exists()) {
+        let built = timed("building Durward's release binaries", || release_build(&root))?;
+        for (part, archive) in PARTS.iter().zip(&archives) {
+            timed(&format!("building the image durward/{part}:dev"), || {
+                buildah(
+                    &root.join(part).join("Dockerfile"),
+                    &built.join(format!("durward-{part}")),
+                    part,
+                    archive,
+                )
+            })?;
+        }
+    }
+    Ok(archives.into())
+}
+
+/// Names everything that the images are made of.
+fn sources(root: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(process::output(Command::new("rustc").arg("-vV"))?);
+    let mut paths: Vec<_> = ["Cargo.lock", "Cargo.toml", "bpf", "controller", "crds", "enforcer", "proto"]
+        .map(PathBuf::from)
+        .into();
+    while let Some(path) = paths.pop() {
+        let file = root.join(&path);
+        if file.is_dir() {
+            let entries = fs::read_dir(&file).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+            let mut names: Vec<_> =
+                entries.at("reading", &file)?.iter().map(fs::DirEntry::file_name).collect();
+            names.sort();
+            paths.extend(names.iter().map(|name| path.join(name)));
+        } else {
+            let content = fs::read(&file).at("reading", &file)?;
+            hash.update(format!("{} {} ", path.display(), content.len()));
+            hash.update(content);
+        }
+    }
+    Ok(hex(&hash.finalize())[..20].to_owned())
 }
 
 /// Static binaries; gives the folder that they are in.
@@ -82,24 +126,6 @@ fn release_build(root: &Path) -> Result<PathBuf> {
     cargo.args(["build", "--release", "--locked", "--target", &triple]);
     process::output(cargo.args(["-p", "durward-controller", "-p", "durward-enforcer"]))?;
     Ok(target.join(triple).join("release"))
-}
-
-fn product_image(root: &Path, built: &Path, part: &str) -> Result<PathBuf> {
-    let (dockerfile, name) = (root.join(part).join("Dockerfile"), format!("durward-{part}"));
-    let binary = built.join(&name);
-    let mut hash = Sha256::new();
-    for file in [&dockerfile, &binary] {
-        hash.update(fs::read(file).at("reading", file)?);
-    }
-    let folder = cache_root()?.join("images");
-    fs::create_dir_all(&folder).at("creating", &folder)?;
-    let archive = folder.join(format!("{name}-{}.tar", &hex(&hash.finalize())[..20]));
-    if !archive.exists() {
-        timed(&format!("building the image durward/{part}:dev"), || {
-            buildah(&dockerfile, &binary, part, &archive)
-        })?;
-    }
-    Ok(archive)
 }
 
 /// The build sees nothing but the binary. Buildah's own storage is temporary.
