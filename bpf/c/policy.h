@@ -91,6 +91,7 @@ __noinline __u32 judge(struct ep *e, struct packet *p, __u32 opener)
 	__be16 port = opener == EGRESS ? p->key.rport : p->key.lport;
 	__u32 set;
 
+	/* First the word: all that it leads to was written before it. */
 	p->word = READ_ONCE(e->word[opener & 1]);
 	set = p->word >> 32;
 	if (!set) {

@@ -3,7 +3,15 @@
 //! The sizes are asserted in the header for the programs and here for Rust, so that the two
 //! compilers agree or neither compiles.
 
-#![allow(missing_docs, unreachable_pub, non_camel_case_types, non_upper_case_globals, dead_code, clippy::all)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    non_camel_case_types,
+    non_upper_case_globals,
+    dead_code,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks
+)]
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -154,17 +154,13 @@ impl DataPath {
     ///
     /// [`MapError`] if the kernel refuses.
     pub fn sweep_connections(&self, keep: impl Fn(u32) -> bool) -> Result<usize, MapError> {
-        let all = self.connections()?;
+        let mut all = self.connections()?;
         let (mut gone, mut owing) = (Vec::new(), Vec::new());
-        // The entries are listed first: to delete while listing would skip others.
-        let snapshot = abi::timing { ..all.timing };
-        let now = all.now;
-        for connection in all {
-            let view = (now.wrapping_sub(connection.value.seen)).cast_signed();
-            let state = usize::from(connection.value.state) % snapshot.timeout.len();
+        // Listed first: to delete while listing would skip others.
+        while let Some(connection) = all.next() {
             if connection.owes_record() {
                 owing.push(connection.key);
-            } else if view > snapshot.timeout[state].cast_signed() || !keep(connection.key.ifindex()) {
+            } else if all.expired(&connection) || !keep(connection.key.ifindex()) {
                 gone.push(connection.key);
             }
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use crate::{
-    Act, Attached, Bound, Counters, DataPath, Denial, Direction, Endpoint, HostAddress, MapError, Word,
+    Act, Attached, Block, Bound, Counters, DataPath, Denial, Direction, Endpoint, HostAddress, MapError, Word,
 };
 
 /// What the kernel holds.
@@ -20,7 +20,7 @@ pub struct Dump {
     /// Exact addresses and their atoms.
     pub addresses: Vec<(IpAddr, u32)>,
     /// Blocks and their atoms.
-    pub blocks: Vec<((IpAddr, u8), u32)>,
+    pub blocks: Vec<(Block, u32)>,
     /// Nodes' addresses.
     pub hosts: Vec<(IpAddr, HostAddress)>,
     /// Rows by set and atom.

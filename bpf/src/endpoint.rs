@@ -38,11 +38,11 @@ impl Flags {
             (log_deny, abi::EP_LOG_DENY),
         ]
         .into_iter()
-        .fold(0, |bits, (set, flag)| if set { bits | flag as u32 } else { bits })
+        .fold(0, |bits, (set, flag)| if set { bits | flag } else { bits })
     }
 
     fn of(bits: u32) -> Self {
-        let has = |flag| bits & flag as u32 != 0;
+        let has = |flag| bits & flag != 0;
         Self {
             unknown: has(abi::EP_UNKNOWN),
             gateway: has(abi::EP_GATEWAY),

@@ -37,7 +37,7 @@ pub use dump::Dump;
 pub use endpoint::{Endpoint, Flags};
 pub use events::{Event, EventKind, Events};
 pub use load::{DataPath, LoadError, Options, Settings, Shape};
-pub use policy::{Bound, HostAddress};
+pub use policy::{Block, Bound, HostAddress};
 pub use tables::MapError;
 pub use trial::{Fate, Trial};
 

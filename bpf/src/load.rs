@@ -338,3 +338,26 @@ fn random() -> u64 {
     // Seeded by the system's generator, and never shown.
     RandomState::new().hash_one(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_lack_of_the_machine_is_refused_by_name() {
+        let bpffs = Path::new("/bpffs");
+        let refused = |btf, tcx, bpffs_there| refusal(&Facts { btf, tcx, bpffs: bpffs_there }, bpffs);
+        assert!(matches!(refused(false, true, true), Err(LoadError::NoBtf)));
+        assert!(matches!(refused(true, false, true), Err(LoadError::NoTcx)));
+        assert!(matches!(refused(true, true, false), Err(LoadError::NotBpffs { path }) if path == bpffs));
+        assert!(refused(true, true, true).is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_is_no_bpf_file_system_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let refused = DataPath::open(folder.path(), Options::default()).err().map(|error| error.to_string());
+        assert!(refused.is_some_and(|text| text.contains("is no BPF file system")));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 0, "nothing was written");
+    }
+}

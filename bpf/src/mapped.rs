@@ -30,7 +30,7 @@ unsafe impl<T> Sync for Mapped<T> {}
 impl<T: Plain> Mapped<T> {
     pub(crate) fn new(map: &'static str, fd: impl AsFd, len: usize) -> Result<Self, MapError> {
         // The kernel rounds the values of an array up to 8 bytes; a mapping is whole pages.
-        const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() <= 8) };
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let page = 4096;
         let bytes = (size_of::<T>() * len).next_multiple_of(page);
         let length = NonZeroUsize::new(bytes)

@@ -19,6 +19,9 @@ pub struct Bound {
     pub act: Act,
 }
 
+/// A block of addresses: its first address and the length of its prefix.
+pub type Block = (IpAddr, u8);
+
 /// Whose address a node's address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -86,7 +89,7 @@ impl DataPath {
     /// # Errors
     ///
     /// [`MapError`] if the kernel refuses.
-    pub fn cidr_atoms(&self) -> Result<Vec<((IpAddr, u8), u32)>, MapError> {
+    pub fn cidr_atoms(&self) -> Result<Vec<(Block, u32)>, MapError> {
         let mut blocks = self.tables.cidr_atom.entries()?;
         blocks.retain(|(key, atom)| *key != v4_root() || *atom != 0);
         let block = |key: abi::cidrk| {
@@ -169,7 +172,7 @@ impl DataPath {
             HostAddress::This => abi::HOST_THIS,
             HostAddress::Other => abi::HOST_OTHER,
         };
-        self.tables.host.put(&address.into(), &(kind as u32))
+        self.tables.host.put(&address.into(), &kind)
     }
 
     /// Removes a node's address. Whether it was there.

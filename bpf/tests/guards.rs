@@ -1,5 +1,7 @@
 //! The loaded programs, a packet at a time: what holds whatever the policies say, and every reason of a drop.
 
+#![allow(clippy::unwrap_used)]
+
 mod lab;
 
 use durward_bpf::{Act, DataPath, EventKind, Fate, Flags, Reason, Settings, Trial};

@@ -1,5 +1,7 @@
 //! The loaded programs, a packet at a time: connections and what becomes of them.
 
+#![allow(clippy::unwrap_used)]
+
 mod lab;
 
 use durward_bpf::{Act, Bound, EventKind, Fate, Flags};

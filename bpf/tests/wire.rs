@@ -1,5 +1,7 @@
 //! The programs at a real interface, with real sockets in network namespaces.
 
+#![allow(clippy::unwrap_used)]
+
 mod lab;
 
 use std::io::{ErrorKind, Read, Write};
@@ -47,7 +49,7 @@ impl Pair {
     }
 
     /// One end speaks and is not heard, which the programs count.
-    fn is_cut(mut self, pod: &Pod, server_speaks: bool) {
+    fn ends_cut(mut self, pod: &Pod, server_speaks: bool) {
         // A socket does not overrule the pod's own rules: then these are what denies, not the caller's.
         let refused = || {
             Direction::BOTH
@@ -138,7 +140,7 @@ fn sockets_connect_as_the_rules_say_and_the_programs_outlive_their_loader() {
         pod.path.set_row(IN_SET, FRIEND, &all(deny(1))).unwrap();
         pod.judge_by(Ingress, IN_SET);
         for (number, (pair, _)) in pairs.into_iter().enumerate() {
-            pair.is_cut(&pod, number == 0);
+            pair.ends_cut(&pod, number == 0);
         }
         pod.path.detach(ifindex).unwrap();
         assert_eq!(pod.path.attached().unwrap(), []);
@@ -175,8 +177,8 @@ fn connections_from_before(witness_is_conntrack: bool) {
                     by_friend.talks()
                 }
                 to_friend.talks_backwards();
-                by_rogue.is_cut(&pod, server_speaks);
-                to_rogue.is_cut(&pod, server_speaks);
+                by_rogue.ends_cut(&pod, server_speaks);
+                to_rogue.ends_cut(&pod, server_speaks);
             }
             // Nothing isolates what goes out: the answer to a rogue's call is none the less his connection's.
             pod.path.detach(pod.ifindex).unwrap();
@@ -184,7 +186,7 @@ fn connections_from_before(witness_is_conntrack: bool) {
             let by_rogue = connect(&serving, &wires.rogue);
             bind(&pod, pod.next_word(IN_SET), pod.next_word(0), !witness_is_conntrack);
             pod.path.attach(pod.ifindex).unwrap();
-            by_rogue.is_cut(&pod, true);
+            by_rogue.ends_cut(&pod, true);
             assert!(pod.counters(Ingress).adopted > 0 && pod.counters(Egress).adopted > 0);
         }
     });

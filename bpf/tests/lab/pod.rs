@@ -12,6 +12,7 @@ use durward_bpf::{
 use super::frame::*;
 use super::{Lab, ifindex, ip};
 
+#[allow(unused_imports)]
 pub use Direction::{Egress, Ingress};
 
 pub const IN_SET: u32 = 11;
