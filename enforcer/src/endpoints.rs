@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use durward_plan::Found;
 use durward_proto::{Digest, PodUid};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use inotify::{Inotify, WatchMask};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use rtnetlink::{Handle, MulticastGroup};
@@ -125,7 +125,8 @@ impl Finder {
         Ok(Self { netns_dir, proc, status, handle, events, namespaces, first_scan_done: false })
     }
 
-    /// Looks whenever something happens, and publishes what is found whenever it differs.
+    /// Looks whenever something happens, and publishes what is found whenever it differs. Returns only if the
+    /// kernel's events end.
     pub async fn run(mut self, findings: watch::Sender<Option<Arc<Findings>>>) {
         let mut folder = None;
         loop {
@@ -143,26 +144,32 @@ impl Finder {
                         differs
                     });
                 }
-                Err(error) => self.status.raise(Problem::Endpoints, error),
+                Err(error) => {
+                    self.status.raise(Problem::Endpoints, error);
+                    // It may be another folder by now.
+                    folder = None;
+                }
             }
             let unbound = self.namespaces.values().filter(|namespace| !namespace.bound());
             let youngest = unbound.map(|namespace| namespace.seen.elapsed()).min();
             let pause = youngest.map_or(LOOK_EVERY, |age| (age / 8).clamp(ASK_EVERY, LOOK_EVERY));
             let changed = async {
-                match &mut folder {
-                    Some(changes) => drop(changes.next().await),
-                    None => std::future::pending().await,
+                if let Some(changes) = &mut folder
+                    && changes.next().await.is_some()
+                {
+                    return;
                 }
+                std::future::pending().await
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = changed => {}
                 event = self.events.next() => {
-                    // Interfaces come in bursts; one look serves them all.
-                    let mut more = event;
-                    while more.is_some() {
-                        more = futures::FutureExt::now_or_never(self.events.next()).flatten();
+                    if event.is_none() {
+                        return;
                     }
+                    // Interfaces come in bursts; one look serves them all.
+                    while self.events.next().now_or_never().flatten().is_some() {}
                 }
             }
         }
@@ -247,6 +254,7 @@ impl Finder {
             if namespace.pods.is_empty() && !answer.pods.is_empty() {
                 // As the runtime left them, before any container could change them.
                 namespace.addresses = answer.addresses;
+                namespace.addresses.retain(|address| !is_link_local(*address));
                 if namespace.new {
                     inherited.extend(namespace.addresses.iter().copied());
                 }
@@ -254,7 +262,6 @@ impl Finder {
             namespace.pods = answer.pods;
             namespace.started_ticks = answer.started_ticks;
         }
-        inherited.retain(|address| !is_link_local(*address));
         if !inherited.is_empty() {
             forget_connections(inherited, &self.status).await;
         }
@@ -287,7 +294,7 @@ impl Name {
     }
 }
 
-/// Every pod has such an address, and none keeps it.
+/// Every interface has such an address; it is nobody's name.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),

@@ -1,5 +1,7 @@
 //! The built enforcer on a node of its own: real namespaces, real sockets, a real gRPC stream. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
+
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
@@ -238,7 +240,7 @@ fn a_pod_whose_rules_do_not_fit_is_closed_and_nobody_else() {
 
     let mut fitting = isolated;
     isolate(&mut fitting, 2, "fitting", &[[10, 77, 0, 4]]);
-    scatter(&mut fitting, "fitting", 2_000);
+    scatter(&mut fitting, "fitting", 2_001);
     controller.say(fitting);
     assert_eq!(enforcer.metric("durward_enforcer_misfits"), Some(0.0));
     assert!(reaches(big) && reaches(other));

@@ -319,7 +319,7 @@ impl<'a> Plan<'a> {
             }
             let endpoint = wanted.endpoint(words);
             let refreshed = endpoint != crate::Endpoint { words, ..before.clone() };
-            let refresh = refreshed.then(|| Step::Refresh(ifindex, endpoint));
+            let refresh = refreshed.then_some(Step::Refresh(ifindex, endpoint));
             // What opens an endpoint comes after the words that judge it, what closes it before.
             if wanted.access == Access::Judged {
                 self.steps.extend(stores.into_iter().chain(refresh));

@@ -1,6 +1,8 @@
 //! After every single step each packet is judged as before the plan or as the view says, and at the
 //! end as the view says; whatever the views are, and wherever an earlier plan broke off. Pure.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here says where")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

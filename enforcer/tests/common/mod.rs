@@ -3,7 +3,7 @@
 //!
 //! Everything is made below one temporary folder and one cgroup, and removed when the node is dropped.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part of it")]
 
 pub mod controller;
 pub mod node;
