@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
-BED := cargo run --quiet --locked -p durward-e2e --bin durward-bed --
+BED := cargo run --locked -p durward-e2e --bin durward-bed --
 
 .PHONY: help setup demo test lint cluster cluster-down images bench-datapath bench-engine fuzz-engine
 
@@ -21,7 +21,7 @@ setup: ## Install what is needed from Debian, if it is not there
 	@e2e/scripts/setup
 
 demo: setup ## A guided tour on a throwaway two-node Kubernetes made here
-	@cargo run --quiet --locked -p durward-e2e --bin durward-demo
+	@cargo run --locked -p durward-e2e --bin durward-demo
 
 # Programs of tests run one after the other. Those in e2e have a cluster each, which is down before the next one starts.
 test: setup ## Everything that is tested
