@@ -1,5 +1,7 @@
 //! The log, with the built enforcer, real packets and a real file. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The writer over real files: what waits is written, what is lost is counted and told, and nobody waits.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
