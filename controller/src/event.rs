@@ -126,7 +126,8 @@ fn event(notice: Notice, now: Timestamp) -> Event {
 
 fn shortened(mut note: String) -> String {
     if note.len() > MAX_NOTE_BYTES {
-        note.truncate(note.floor_char_boundary(MAX_NOTE_BYTES - '…'.len_utf8()));
+        let room = MAX_NOTE_BYTES - '…'.len_utf8();
+        note.truncate((0..=room).rfind(|&end| note.is_char_boundary(end)).unwrap_or(0));
         note.push('…');
     }
     note

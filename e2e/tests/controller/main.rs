@@ -2,6 +2,8 @@
 //!
 //! They share one cluster, and in it the one NetworkLogging object: they run one after the other.
 
+#![expect(clippy::unwrap_used, reason = "a panic fails the test, and says where")]
+
 mod fixture;
 mod future;
 mod node;
