@@ -35,9 +35,9 @@ struct Inner {
 }
 
 impl Mailbox {
-    /// The mailbox of a node whose view is `view`.
-    pub(crate) fn new(view: NodeView) -> Self {
-        let inner = Inner { outlet: Outlet::new(view), stream: None, closed: false };
+    /// The mailbox of a node whose view is `view`, which is version `first`.
+    pub(crate) fn new(view: NodeView, first: u64) -> Self {
+        let inner = Inner { outlet: Outlet::new(view, first), stream: None, closed: false };
         Self { inner: Mutex::new(inner), bell: watch::Sender::new(()) }
     }
 

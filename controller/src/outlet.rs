@@ -42,14 +42,14 @@ pub(crate) enum Opening {
 }
 
 impl Outlet {
-    /// The outlet of a node whose view is `view`.
-    pub(crate) fn new(view: NodeView) -> Self {
+    /// The outlet of a node whose view is `view`, which is version `first`.
+    pub(crate) fn new(view: NodeView, first: u64) -> Self {
         Self {
             newest: view,
-            number: 1,
+            number: first,
             taken: None,
             next: None,
-            logging_number: 1,
+            logging_number: first,
             acked: 0,
             oldest_unacked: None,
         }
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_node_that_keeps_up_is_sent_the_engines_own_patches() {
         let (first, second) = (view(&[(1, 1)]), view(&[(1, 1), (2, 1)]));
-        let mut outlet = Outlet::new(first.clone());
+        let mut outlet = Outlet::new(first.clone(), 1);
         outlet.open(None);
         let patch = Patch::between(&first, &second);
         outlet.push(patch.clone(), Instant::now()).unwrap();
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_node_that_comes_back_with_what_it_took_is_not_sent_it_again() {
-        let mut outlet = Outlet::new(view(&[(1, 1)]));
+        let mut outlet = Outlet::new(view(&[(1, 1)]), 1);
         assert_eq!(outlet.open(None), Opening::Whole(view(&[(1, 1)]), 1));
         assert_eq!(outlet.open(Some(1)), Opening::Resume(1));
         assert_eq!(outlet.open(Some(7)), Opening::Whole(view(&[(1, 1)]), 1));
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_node_runs_the_logging_once_it_acknowledged_the_version_that_brought_it() {
-        let mut outlet = Outlet::new(view(&[]));
+        let mut outlet = Outlet::new(view(&[]), 1);
         outlet.open(None);
         assert!(!outlet.runs_logging());
         outlet.acknowledge(1);
@@ -206,7 +206,7 @@ mod tests {
             pace in proptest::collection::vec(0..4_u8, 12),
         ) {
             let mut current = view(&views[0]);
-            let mut outlet = Outlet::new(current.clone());
+            let mut outlet = Outlet::new(current.clone(), 1);
             let mut node = Node { view: NodeView::default(), has: None };
             node.open(&mut outlet);
             for (hosts, pace) in views[1..].iter().zip(pace) {

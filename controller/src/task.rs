@@ -93,7 +93,9 @@ pub(crate) struct Task {
     identities: Identities,
     nodes: HashSet<Arc<str>>,
     mailboxes: HashMap<Arc<str>, Arc<Mailbox>>,
+    /// How many streams, and how many nodes' views, there have been.
     streams: u64,
+    views: u64,
     unlisted: BTreeSet<Kind>,
     waiting: HashMap<Arc<str>, Waiting>,
     problems: HashMap<Arc<str>, Vec<String>>,
@@ -127,6 +129,7 @@ impl Task {
             nodes: HashSet::new(),
             mailboxes: HashMap::new(),
             streams: 0,
+            views: 0,
             unlisted: Kind::ALL.into(),
             waiting: HashMap::new(),
             problems: HashMap::new(),
@@ -290,7 +293,9 @@ impl Task {
         let mailbox = match self.mailboxes.get(node) {
             Some(mailbox) => mailbox.clone(),
             None => {
-                let mailbox = Arc::new(Mailbox::new(self.engine.subscribe(node)));
+                // A node that was forgotten and comes back must not find an old number with a new content.
+                self.views += 1;
+                let mailbox = Arc::new(Mailbox::new(self.engine.subscribe(node), (self.views << 32) | 1));
                 self.metrics.view_versions.inc();
                 self.mailboxes.insert(node.clone(), mailbox.clone());
                 mailbox
