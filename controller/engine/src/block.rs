@@ -39,7 +39,7 @@ pub(crate) fn flatten<'a>(
     let mut cover = Cover::default();
     // A prefix comes before those within it.
     for (&prefix, here) in &edges {
-        while let Some((left, _)) = inside.pop_if(|(outer, _)| !holds(*outer, prefix)) {
+        while let Some((left, _)) = inside.pop_if(|(outer, _)| !outer.contains(prefix.address())) {
             edges[&left].iter().for_each(|&edge| cover.leave(edge));
         }
         here.iter().for_each(|&edge| cover.enter(edge));
@@ -51,10 +51,6 @@ pub(crate) fn flatten<'a>(
         inside.push((prefix, terms));
     }
     found
-}
-
-fn holds(outer: Block, inner: Block) -> bool {
-    outer.length() <= inner.length() && outer.contains(inner.address())
 }
 
 /// How often each term's block and its holes cover the place that is looked at.

@@ -440,11 +440,9 @@ impl Cluster {
         }
     }
 
-    /// A class came into a group or left it.
+    /// A class came into a group or left it, because its namespace has other labels. Its pods stay
+    /// the subjects of the same policies: those look into their own namespace whatever its labels.
     fn mark_member(&mut self, group: GroupId, class: ClassId) {
-        if self.groups[group].subjects.iter().any(|bodies| !bodies.is_empty()) {
-            self.mark_class(class);
-        }
         for pod in &self.classes[class].pods {
             if let Some(live) = &self.pods[*pod].live {
                 mark(&self.groups[group], &mut self.nodes, &mut self.dirty, &live.addresses);

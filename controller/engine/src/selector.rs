@@ -14,7 +14,7 @@ impl Selector {
             values.dedup();
             values
         };
-        let mut requirements: Vec<_> = self.0.iter().cloned().collect();
+        let mut requirements = self.0.clone();
         for requirement in &mut requirements {
             match &mut requirement.operator {
                 Operator::In(values) | Operator::NotIn(values) => *values = sorted(values),

@@ -94,6 +94,10 @@ fn history_does_not_matter() {
             for (node, patch) in outcome.patches {
                 prop_assert!(told.contains_key(&node), "a patch for {}, which did not ask", node);
                 prop_assert!(!patch.is_empty(), "an empty patch for {}", node);
+                prop_assert!(
+                    patch.pods.put.keys().all(|uid| !patch.pods.removed.contains(uid)),
+                    "put and removed"
+                );
                 let view = told[&node].patched(patch);
                 told.insert(node, view.map_err(|error| TestCaseError::fail(error.to_string()))?);
             }

@@ -95,13 +95,17 @@ fn namespace() -> impl Strategy<Value = Namespace> {
 }
 
 fn pod() -> impl Strategy<Value = Pod> {
-    let addresses = subsequence(&ADDRESSES[..], 0..3).prop_shuffle();
+    // Mostly its own one, so that a pod is also seen to change without moving.
+    let any = subsequence(&ADDRESSES[..], 0..3).prop_shuffle();
+    let addresses = option::of(any);
     let node = option::weighted(0.9, select(&NODES[..]));
     let rare = || prop::bool::weighted(0.1);
     let place = (addresses, rare(), node, rare(), rare());
     let again = (prop::bool::weighted(0.2), option::weighted(0.1, Just("hash")));
     (key("pod", 6), labels(), place, vec(named_port(), 0..3), again).prop_map(
         |(key, labels, (addresses, mapped, node, host_network, completed), ports, (again, config_hash))| {
+            let own = || vec![ADDRESSES[usize::from(key.name.as_bytes()[4] - b'0')]];
+            let addresses = addresses.unwrap_or_else(own);
             Pod {
                 uid: PodUid::from(format!("{key}{}", if again { "-again" } else { "" }).as_str()),
                 key,
