@@ -102,7 +102,7 @@ pub(crate) fn one_policy(scenario: &Scenario, figures: &mut Figures) {
 /// One node of 200 pods in a cluster of 250,000, and 10,000 policies with selectors over 100 labels.
 pub(crate) fn node_view(figures: &mut Figures) {
     let pod = |n: usize| {
-        let on = if n % 1_250 == 0 { "here".to_owned() } else { node(n % 1_000) };
+        let on = if n.is_multiple_of(1_250) { "here".to_owned() } else { node(n % 1_000) };
         let with = format!("a{}=x,b{}=x,c=v{}", n % 50, n / 50 % 50, n / 2_500 % 10);
         durward_engine::object::Pod { node: Some(on.into()), ..plain(0, n, 1_000, &with) }
     };

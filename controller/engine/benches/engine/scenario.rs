@@ -143,7 +143,7 @@ fn huge_policy(space: usize, n: usize) -> Policy {
         0 => {
             let dns = rule([named_space(0, "app=web")], [range(Udp, 53, 53), tcp(53)]);
             let mut egress = vec![dns, rule([pods("")], [])];
-            if space % 10 == 0 {
+            if space.is_multiple_of(10) {
                 egress.push(rule([block("0.0.0.0/0", &["10.0.0.0/8"])], [tcp(443)]));
             }
             let types = Direction::BOTH.to_vec();
