@@ -71,7 +71,7 @@ fn seed() -> impl Strategy<Value = Seed> {
         vec(vec(proptest::option::of(0..7_u8), ATOMS), SETS),
         btree_map(0..REMOTES.len() as u8, 0..ATOMS as u8, 0..=REMOTES.len()),
         btree_map(0..BLOCKS.len() as u8, 0..ATOMS as u8, 0..=BLOCKS.len()),
-        proptest::option::weighted(0.1, 0..PODS.len() as u8),
+        proptest::option::weighted(0.3, 0..PODS.len() as u8),
     )
         .prop_map(|(pods, base, rows, addresses, blocks, misfit)| Seed {
             pods,
