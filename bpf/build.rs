@@ -13,7 +13,7 @@ fn main() {
     println!("cargo:rerun-if-changed=c");
     println!("cargo:rerun-if-env-changed=CLANG");
 
-    for program in ["pod", "bench"] {
+    for program in ["pod", "forward", "bench"] {
         compile(&Path::new("c").join(format!("{program}.bpf.c")), &out, &libbpf, &kernel_headers);
     }
     bindgen::builder()

@@ -27,6 +27,8 @@ enum direction {
  * that nothing isolates the pod there. Bit 63 is never set in an endpoint; in a connection it says
  * that it was cut, so that word and verdict are one store. */
 #define WORD_CUT (1ULL << 63)
+/* Of a connection to a Service's frontend that is still to be judged. Is no endpoint's word. */
+#define WORD_UNSTAMPED (WORD_CUT - 1)
 
 /* An act: allow, whether an annotation asks for a log line, and the attribution's number. */
 #define ACT_ALLOW (1U << 31)
@@ -117,6 +119,7 @@ enum ct_flag {
 	CT_FIN_LOCAL = 1 << 2,
 	CT_FIN_REMOTE = 1 << 3,
 	CT_FRONT = 1 << 4, /* to a Service's frontend: judged after translation */
+	CT_TOLD = 1 << 5,  /* ... and its record was given: its SYN may come again */
 };
 
 struct ctv {
@@ -156,7 +159,9 @@ struct denial {
 	__u32 if_proto;
 	struct addr local, remote;
 	__be16 lport, rport;
-	__u8 direction, rsv[3];
+	struct addr service; /* the frontend that was called, if it was one */
+	__be16 sport;
+	__u8 direction, rsv[5];
 };
 #define DENIALS 16384
 #define DENIAL_WAYS 2
@@ -248,16 +253,16 @@ struct config {
 	__u32 rsv[5];
 };
 
-/* Frontends of Services, see forward.bpf.c. */
+/* A frontend of a Service. Written by user space. */
 struct vipk {
 	struct addr addr; /* all zero: a NodePort, on every address of the node */
 	__be16 port;
-	__u16 proto;
+	__u8 proto, rsv;
 };
+/* To which backend a connection to a frontend was stamped. */
 struct front {
 	struct addr backend;
 	__be16 port, rsv;
-	__u32 stamped; /* 0: nobody judged it yet */
 };
 
 /* Asked of the program `clock`. */
@@ -276,14 +281,14 @@ SIZE(struct ctk, 40);
 SIZE(struct ctv, 24);
 SIZE(struct fragk, 44);
 SIZE(struct fragv, 16);
-SIZE(struct denial, 72);
+SIZE(struct denial, 96);
 SIZE(struct counters, 272);
 SIZE(struct suppk, 16);
 SIZE(struct suppv, 16);
 SIZE(struct event, 80);
 SIZE(struct config, 64);
 SIZE(struct vipk, 20);
-SIZE(struct front, 24);
+SIZE(struct front, 20);
 #undef SIZE
 
 #endif

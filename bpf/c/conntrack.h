@@ -143,7 +143,7 @@ __noinline int admit(struct ep *e, struct packet *p, __u32 opener, __u32 dir)
 		return NEXT;
 	}
 	c->allowed++;
-	record_allowed(e, p, opener);
+	record_allowed(e, p, opener, &p->key);
 	return NEXT;
 }
 

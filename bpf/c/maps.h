@@ -109,6 +109,32 @@ struct {
 	__type(value, struct fragv);
 } frag SEC(".maps");
 
+/* Which endpoint has an address, for packets that are seen elsewhere than at its interface. Written by user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct addr);
+	__type(value, __u32);
+} owner SEC(".maps");
+
+/* Frontends of Services. Written by user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct vipk);
+	__type(value, __u32);
+} vip SEC(".maps");
+
+/* The backends that connections to frontends were judged by; beside their entries in `ct`. Written by `forward`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct ctk);
+	__type(value, struct front);
+} front SEC(".maps");
+
 /* Windows of denials. The programs open and count, user space closes and frees, through its own mapping. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -135,11 +161,11 @@ struct {
 	__type(value, struct suppv);
 } suppressed SEC(".maps");
 
-/* Records for the log, 47,000 of them. One reader, that polls: waking it would cost a packet microseconds.
+/* Records for the log, 26,000 of them. One reader, that polls: waking it would cost a packet microseconds.
  * Its memory counts twice in the reader's. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 * 1024 * 1024);
+	__uint(max_entries, 2 * 1024 * 1024);
 } events SEC(".maps");
 
 /* One element. Written by user space. */

@@ -7,12 +7,28 @@
 #define DURWARD_OPENER_H
 
 #include "parse.h"
+#include <bpf/bpf_core_read.h>
 
+/* The kernel's, of which only the names count: where the fields are is found out at load. */
+struct nf_conntrack_tuple {
+	__u32 src[4];
+	__be16 sport;
+	__u16 family;
+	__u32 dst[4];
+	__be16 dport;
+	__u8 protonum, dir;
+};
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+} __attribute__((preserve_access_index));
 struct nf_conn {
 	unsigned long status;
+	struct nf_conntrack_tuple_hash tuplehash[2];
 } __attribute__((preserve_access_index));
 
 #define IPS_SEEN_REPLY (1 << 1)
+#define IPS_SRC_NAT (1 << 4)
+#define IPS_DST_NAT (1 << 5)
 #define IP_CT_DIR_ORIGINAL 0
 
 struct bpf_ct_opts {
@@ -26,6 +42,13 @@ struct bpf_ct_opts {
 extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx, struct bpf_sock_tuple *tuple, __u32 tuple_size,
 					 struct bpf_ct_opts *opts, __u32 opts_size) __ksym __weak;
 extern void bpf_ct_release(struct nf_conn *nf) __ksym __weak;
+
+static __always_inline struct addr tuple_addr(const struct nf_conntrack_tuple *t, const __u32 *a)
+{
+	struct addr mapped = { { 0, 0, MAPPED, a[0] } }, plain = { { a[0], a[1], a[2], a[3] } };
+
+	return t->family == 2 /* AF_INET */ ? mapped : plain;
+}
 
 enum witness {
 	NOBODY = -1,
@@ -73,6 +96,32 @@ __noinline int ask_conntrack(struct __sk_buff *ctx, struct packet *p)
 		answer = opts.dir == IP_CT_DIR_ORIGINAL ? EGRESS : INGRESS;
 	bpf_ct_release(found);
 	return answer;
+}
+
+/* The pod's own call to a Service that came back to it, masqueraded so that its answers do too. */
+__noinline int is_hairpin(struct __sk_buff *ctx, struct packet *p)
+{
+	if (!p)
+		return false;
+
+	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = p->proto };
+	struct nf_conntrack_tuple original = {};
+	struct bpf_sock_tuple t = {};
+	struct addr caller;
+	struct nf_conn *found;
+
+	if (!bpf_ksym_exists(bpf_skb_ct_lookup) || !bpf_ksym_exists(bpf_ct_release))
+		return false;
+	if (tuple_of(&t, &p->key.local, &p->key.remote, p->key.lport, p->key.rport) == sizeof(t.ipv4))
+		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv4), &opts, sizeof(opts));
+	else
+		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv6), &opts, sizeof(opts));
+	if (!found)
+		return false;
+	bpf_core_read(&original, sizeof(original), &found->tuplehash[0].tuple);
+	bpf_ct_release(found);
+	caller = tuple_addr(&original, original.src);
+	return opts.dir != IP_CT_DIR_ORIGINAL && same(&caller, &p->key.local);
 }
 
 /* The state of the pod's socket for a packet from `remote`:`rport`; 0: none. */

@@ -50,6 +50,9 @@ struct packet {
 	__u8 opening;   /* asks for a new connection */
 	__u8 adopted;   /* of a connection that was there before us */
 	__u8 ct_flags;  /* of its entry */
+	__u8 has_service;
+	__be16 sport;   /* the frontend that was called; the key has its backend */
+	struct addr service;
 };
 
 static __always_inline void set_ports(struct packet *p, __u32 dir, __be16 src, __be16 dst)

@@ -4,11 +4,17 @@
  * parse → connection → guard → own node → who opened → policy → verdict. docs/datapath.md tells it in prose.
  */
 #include "conntrack.h"
+#include "fragment.h"
 #include "guard.h"
 #include "opener.h"
-#include "policy.h"
+#include "service.h"
 
 char _license[] SEC("license") = "GPL";
+
+static __always_inline bool is_unknown(const struct ep *e)
+{
+	return READ_ONCE(e->flags) & EP_UNKNOWN;
+}
 
 /* The node's own traffic always passes. Its entry lets replies pass, and nothing that was forwarded. */
 __noinline int pass_host(struct ep *e, struct packet *p, struct ctv *v, __u32 dir)
@@ -33,42 +39,6 @@ static __always_inline bool made_here(struct __sk_buff *ctx, const struct packet
 	if (ctx->ingress_ifindex)
 		return false;
 	return !p->fragment || is_v4(&p->key.local) || bpf_get_socket_cookie(ctx);
-}
-
-static __always_inline void fragment_key(struct fragk *k, const struct packet *p, __u32 dir)
-{
-	k->src = dir == EGRESS ? p->key.local : p->key.remote;
-	k->dst = dir == EGRESS ? p->key.remote : p->key.local;
-	k->id = p->fragment_id;
-	k->if_dir = p->key.if_proto >> 8 << 1 | dir;
-	/* IPv6's later fragments name a header that need not be the transport's. */
-	k->proto = is_v4(&p->key.local) ? p->proto : 0;
-}
-
-/* A later fragment has no ports: what was said of the first holds, while the same rules do. */
-__noinline int follow_first(struct ep *e, struct packet *p, __u32 dir)
-{
-	if (!e || !p)
-		return DROP;
-
-	struct fragk k;
-	struct fragv *first;
-
-	fragment_key(&k, p, dir);
-	first = bpf_map_lookup_elem(&frag, &k);
-	if (first && (__s32)(jiffies() - first->seen) <= (__s32)timing.fragment &&
-	    first->word == READ_ONCE(e->word[first->opener & 1]))
-		return NEXT;
-	return drop(e->slot, dir, DROP_FRAGMENT);
-}
-
-static __noinline void remember_first(struct packet *p, __u32 dir, __u32 opener)
-{
-	struct fragv said = { .word = p->word, .seen = jiffies(), .opener = opener };
-	struct fragk k;
-
-	fragment_key(&k, p, dir);
-	bpf_map_update_elem(&frag, &k, &said, BPF_ANY);
 }
 
 /* The key of the connection that an ICMP error is about, from the packet that it quotes; 0 if it quotes none. */
@@ -172,11 +142,6 @@ __noinline int still_cut(struct ep *e, struct packet *p, struct ctv *v)
 	return fold(e, p, opener, EVENT_DENY);
 }
 
-static __always_inline bool is_unknown(const struct ep *e)
-{
-	return READ_ONCE(e->flags) & EP_UNKNOWN;
-}
-
 /* Everything but packets of connections that are known, allowed, and judged under the present rules. */
 __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struct ctv *v, __u32 dir)
 {
@@ -196,6 +161,14 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 	known = v && is_live(v, &p->key, jiffies()) && fits_host(ctx, v, dir);
 	if (dir == INGRESS && made_here(ctx, p))
 		return pass_host(e, p, known ? v : NULL, dir);
+	if (dir == EGRESS && !is_unknown(e) && is_deferred(p, known ? v : NULL)) {
+		if (p->fragment == LATER)
+			return follow_first(e, p, dir);
+		p->word = READ_ONCE(e->word[EGRESS]);
+		if (p->fragment == FIRST)
+			remember_first(p, dir, EGRESS);
+		return defer(e, p, known ? v : NULL);
+	}
 	/* What answers a caller is judged with his call, also where the caller hides behind the node's address. */
 	mine = known && !(v->flags & CT_HOST) && v->opener == INGRESS && !p->opening;
 	if (dir == EGRESS && !mine && host_kind(&p->key.remote) == HOST_THIS)
@@ -207,6 +180,8 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 	if (p->fragment == LATER)
 		return follow_first(e, p, dir);
 
+	if (known && dir == INGRESS && (v->flags & CT_FRONT) && !p->opening)
+		return judge_reply(e, p, v);
 	/* A HOST entry that a packet from the pod meets for another address is of no use here. */
 	known = known && !(v->flags & CT_HOST);
 	if (known && !p->opening) {
@@ -232,6 +207,8 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 	}
 	if (known && !p->opening)
 		return cut(e, p, v);
+	if (dir == INGRESS && host_kind(&p->key.remote) == HOST_THIS && is_hairpin(ctx, p))
+		return NEXT;
 	if (p->tcp & TCP_RST)
 		return drop(e->slot, dir, DROP_STRAY_RESET);
 	return deny(e, p, opener);
@@ -239,7 +216,7 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 
 static __always_inline int parse(struct __sk_buff *ctx, struct ethhdr *eth, struct packet *p, __u32 dir)
 {
-	p->kind = p->fragment = p->opening = p->adopted = p->ct_flags = p->tcp = p->icmp = 0;
+	p->kind = p->fragment = p->opening = p->adopted = p->ct_flags = p->tcp = p->icmp = p->has_service = 0;
 	p->key.lport = p->key.rport = 0;
 	return eth->h_proto == bpf_htons(ETH_P_IP) ? parse4(ctx, p, dir) : parse6(ctx, p, dir);
 }
@@ -334,14 +311,23 @@ int settle(struct ctk *asked)
 {
 	struct ctk key = *asked;
 	struct ctv *v = bpf_map_lookup_elem(&ct, &key);
-	struct note n;
+	struct ctk about = key;
+	struct note n = {};
+	struct front *to;
 
 	if (!v || !v->owed)
 		return 0;
 	n.act = v->act;
 	n.kind = EVENT_ALLOW;
 	n.dir = v->opener;
-	if (!emit(&key, &n))
+	to = v->flags & CT_FRONT ? bpf_map_lookup_elem(&front, &key) : NULL;
+	if (to) {
+		n.service = key.remote;
+		n.sport = key.rport;
+		about.remote = to->backend;
+		about.rport = to->port;
+	}
+	if (!emit(&about, &n))
 		return 1;
 	v->owed = 0;
 	return 0;

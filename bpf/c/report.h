@@ -40,7 +40,20 @@ static __always_inline bool take_token(struct counters *c, const struct config *
 struct note {
 	__u32 act;
 	__u8 kind, dir;
+	__be16 sport;
+	struct addr service;
 };
+
+static __always_inline struct note note_of(const struct packet *p, __u32 kind, __u32 dir)
+{
+	struct note n = { .act = p->act, .kind = kind, .dir = dir };
+
+	if (p->has_service) {
+		n.service = p->service;
+		n.sport = p->sport;
+	}
+	return n;
+}
 
 __noinline int emit(const struct ctk *key, const struct note *n)
 {
@@ -62,6 +75,8 @@ __noinline int emit(const struct ctk *key, const struct note *n)
 	e->protocol = key->if_proto;
 	e->kind = n->kind;
 	e->direction = n->dir;
+	e->service = n->service;
+	e->sport = n->sport;
 	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 	return true;
 }
@@ -92,9 +107,9 @@ __noinline int suppress(struct counters *c, __u32 ifindex, const struct note *n)
 }
 
 /* Writes the record of a connection that is allowed, or says in its entry that it is due. */
-__noinline int record(struct ep *e, const struct ctk *key, const struct note *n)
+__noinline int record(struct ep *e, const struct ctk *key, const struct note *n, const struct ctk *entry)
 {
-	if (!e || !key || !n)
+	if (!e || !key || !n || !entry)
 		return 0;
 
 	struct config *cfg = configuration();
@@ -108,23 +123,23 @@ __noinline int record(struct ep *e, const struct ctk *key, const struct note *n)
 	if (emit(key, n))
 		return 0;
 	c->unwritten++;
-	v = bpf_map_lookup_elem(&ct, key);
+	v = bpf_map_lookup_elem(&ct, entry);
 	if (v)
 		WRITE_ONCE(v->owed, 1);
 	return 0;
 }
 
 /* One line for each connection that a policy allows, if somebody wants it. */
-static __always_inline void record_allowed(struct ep *e, struct packet *p, __u32 opener)
+static __always_inline void record_allowed(struct ep *e, struct packet *p, __u32 opener, const struct ctk *entry)
 {
-	struct note n = { p->act, EVENT_ALLOW, opener };
+	struct note n = note_of(p, EVENT_ALLOW, opener);
 	__u32 flags = READ_ONCE(e->flags);
 
 	if (!(flags & EP_LOG_ALLOW) || !(p->act & ACT_ATTRIBUTION))
 		return;
 	if ((flags & EP_LOG_LOGGABLE) && !(p->act & ACT_LOGGABLE))
 		return;
-	record(e, &p->key, &n);
+	record(e, &p->key, &n, entry);
 }
 
 /* The name of a window: without the opener's port. Seeded, so that nobody can choose to collide. */
@@ -154,7 +169,7 @@ __noinline int fold(struct ep *e, struct packet *p, __u32 opener, __u32 kind)
 	if (!e || !p)
 		return DROP;
 
-	struct note n = { p->act, kind, opener };
+	struct note n = note_of(p, kind, opener);
 	struct counters *c = counters_of(e->slot, opener);
 	struct config *cfg = configuration();
 	struct denial *free = NULL;
@@ -207,6 +222,8 @@ __noinline int fold(struct ep *e, struct packet *p, __u32 opener, __u32 kind)
 	free->lport = p->key.lport;
 	free->rport = p->key.rport;
 	free->direction = opener;
+	free->service = n.service;
+	free->sport = n.sport;
 	WRITE_ONCE(free->opened, now | 1);
 	if (!emit(&p->key, &n))
 		c->unwritten++; /* provisional: the line comes from the table */

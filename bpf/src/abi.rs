@@ -48,8 +48,8 @@ macro_rules! plain {
 }
 plain! {
     addr = 16, ep = 64, sourcek = 20, cidrk = 20, rowk = 8, row = 144, pagek = 8, ctk = 40, ctv = 24,
-    fragk = 44, fragv = 16, denial = 72, counters = 272, suppk = 16, suppv = 16, event = 80, config = 64,
-    timing = 76, vipk = 20, front = 24, clock = 16,
+    fragk = 44, fragv = 16, denial = 96, counters = 272, suppk = 16, suppv = 16, event = 80, config = 64,
+    timing = 76, vipk = 20, front = 20, clock = 16,
 }
 const _: () = assert!(size_of::<page>() == 1032);
 

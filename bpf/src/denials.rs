@@ -27,6 +27,8 @@ pub struct Denial {
     pub local: SocketAddr,
     /// The other side, with the first packet's port.
     pub remote: SocketAddr,
+    /// The Service's frontend that was called, if it was one; `remote` is its backend.
+    pub service: Option<SocketAddr>,
     /// What was said: the attribution of those that isolate the pod.
     pub act: Act,
     /// How many packets.
@@ -109,6 +111,7 @@ impl DataPath {
             protocol: key.protocol(),
             local: key.local(),
             remote: key.remote(),
+            service: crate::events::frontend(value.service, value.sport),
             act: Act::of(value.act),
             count: value.count,
             at_ns: value.at_ns,

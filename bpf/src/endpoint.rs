@@ -111,6 +111,7 @@ impl DataPath {
         }
         self.write_endpoint(&value)?;
         slots.insert(*ifindex, slot);
+        self.own(*ifindex, addresses)?;
         more.iter().try_for_each(|key| self.tables.source.remove(key).map(drop))
     }
 
@@ -167,6 +168,7 @@ impl DataPath {
             Err(error) => return Err(error),
         }
         self.more_addresses(ifindex).iter().try_for_each(|key| self.tables.source.remove(key).map(drop))?;
+        self.own(ifindex, &[])?;
         // Its counters start again with the slot's next owner.
         let mut slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match slots.remove(&ifindex) {
@@ -209,6 +211,20 @@ impl DataPath {
             addresses: first.chain(more.iter().map(|key| key.addr)).map(IpAddr::from).collect(),
             words: value.word.map(Word::of),
         }
+    }
+
+    /// Says at the forward hook whose these addresses are, and that the interface's others are not any more.
+    fn own(&self, ifindex: u32, addresses: &[IpAddr]) -> Result<(), MapError> {
+        let new: Vec<abi::addr> = addresses.iter().map(|&address| address.into()).collect();
+        for address in &new {
+            self.tables.owner.put(address, &ifindex)?;
+        }
+        for (address, owner) in self.tables.owner.entries()? {
+            if owner == ifindex && !new.contains(&address) {
+                self.tables.owner.remove(&address)?;
+            }
+        }
+        Ok(())
     }
 
     fn more_addresses(&self, ifindex: u32) -> Vec<abi::sourcek> {

@@ -52,7 +52,6 @@ impl From<&abi::event> for Event {
             kind if kind == abi::EVENT_CUT => EventKind::Cut,
             _ => EventKind::Deny,
         };
-        let service = (record.service != abi::addr::default()).then(|| end(record.service, record.sport));
         Self {
             kind,
             at_ns: record.at_ns,
@@ -61,10 +60,14 @@ impl From<&abi::event> for Event {
             protocol: record.protocol,
             local: end(record.local, record.lport),
             remote: end(record.remote, record.rport),
-            service,
+            service: frontend(record.service, record.sport),
             act: Act::of(record.act),
         }
     }
+}
+
+pub(crate) fn frontend(address: abi::addr, port: u16) -> Option<SocketAddr> {
+    (address != abi::addr::default()).then(|| (IpAddr::from(address), u16::from_be(port)).into())
 }
 
 /// The ring's one reader. The programs never wake it: it looks by itself, every 5 to 100 ms.

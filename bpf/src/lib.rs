@@ -26,6 +26,7 @@ mod events;
 mod load;
 mod mapped;
 mod policy;
+mod services;
 mod tables;
 mod trial;
 
@@ -38,6 +39,7 @@ pub use endpoint::{Endpoint, Flags};
 pub use events::{Event, EventKind, Events};
 pub use load::{DataPath, LoadError, Options, Settings, Shape};
 pub use policy::{Block, Bound, HostAddress};
+pub use services::Frontend;
 pub use tables::MapError;
 pub use trial::{Fate, Trial};
 

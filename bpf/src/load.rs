@@ -68,6 +68,15 @@ pub enum LoadError {
         /// What is missing.
         what: String,
     },
+    /// The kernel refuses the program at the forward hook.
+    #[error(
+        "this kernel cannot judge Services after translation: {source}; BPF netfilter links need Linux 6.4 and \
+         CONFIG_NETFILTER_BPF_LINK"
+    )]
+    Forward {
+        /// What the kernel said.
+        source: libbpf_rs::Error,
+    },
     /// A map could not be set up.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -112,6 +121,7 @@ impl Default for Settings {
 /// The loaded programs and their maps. Shared freely; dropping it changes nothing in the kernel.
 pub struct DataPath {
     pub(crate) object: Object,
+    pub(crate) pins: PathBuf,
     pub(crate) links: PathBuf,
     pub(crate) tables: Tables,
     pub(crate) eps: Mapped<abi::ep>,
@@ -169,7 +179,7 @@ impl DataPath {
         let refused = |source| LoadError::Programs { source };
         let timing = timing(options.window);
         let mut open = ObjectBuilder::default().open_memory(PROGRAMS).map_err(refused)?;
-        prepare(&mut open, &pins, options, timing)?;
+        prepare(&mut open, &pins, options.connections, timing)?;
         let object = open.load().map_err(refused)?;
 
         let mut maps = BTreeMap::new();
@@ -187,6 +197,7 @@ impl DataPath {
         let pages = tables.big_row.keys().into_iter().map(|key| key.row).max().unwrap_or(0);
         let path = Self {
             object,
+            pins,
             links,
             tables,
             eps,
@@ -266,10 +277,10 @@ impl DataPath {
 }
 
 /// Sets sizes, constants and pins before the load; refuses pinned maps of another shape.
-fn prepare(
+pub(crate) fn prepare(
     open: &mut OpenObject,
     pins: &Path,
-    options: Options,
+    connections: u32,
     timing: abi::timing,
 ) -> Result<(), LoadError> {
     let refused = |source| LoadError::Programs { source };
@@ -282,7 +293,7 @@ fn prepare(
             continue; // libbpf's own, such as constants
         }
         if name == "ct" {
-            map.set_max_entries(options.connections).map_err(refused)?;
+            map.set_max_entries(connections).map_err(refused)?;
         }
         let path = pins.join(&name);
         if path.exists() {

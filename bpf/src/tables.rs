@@ -144,6 +144,8 @@ unsafe impl Plain for u32 {}
 pub(crate) struct Tables {
     pub(crate) ep_overflow: Table<u32, abi::ep>,
     pub(crate) source: Table<abi::sourcek, u32>,
+    pub(crate) owner: Table<abi::addr, u32>,
+    pub(crate) vip: Table<abi::vipk, u32>,
     pub(crate) host: Table<abi::addr, u32>,
     pub(crate) ip_atom: Table<abi::addr, AtomCell>,
     pub(crate) cidr_atom: Table<abi::cidrk, u32>,
@@ -189,6 +191,8 @@ impl Tables {
         Ok(Self {
             ep_overflow: table!("ep_overflow"),
             source: table!("source"),
+            owner: table!("owner"),
+            vip: table!("vip"),
             host: table!("host"),
             ip_atom: table!("ip_atom"),
             cidr_atom: table!("cidr_atom"),

@@ -81,6 +81,15 @@ fn talk(first: &mut TcpStream, second: &mut TcpStream) {
     first.read_exact(&mut byte).expect("the first hears");
 }
 
+/// Hears what is said again until it is heard: the neighbours may have to be found first.
+fn hear(socket: &UdpSocket, buffer: &mut [u8], say: impl Fn()) -> (usize, SocketAddr) {
+    socket.set_read_timeout(Some(TRY)).expect("a time limit");
+    eventually("somebody hears", || {
+        say();
+        socket.recv_from(buffer).ok()
+    })
+}
+
 fn pod_on_wires(lab: &lab::Lab) -> (Wires, Pod) {
     let wires = Wires::new(families());
     let pod = Pod::on(lab.open());
@@ -216,8 +225,7 @@ fn udp_from_before_goes_on_where_conntrack_knows_it() {
                 socket.set_read_timeout(Some(PATIENCE)).unwrap();
             }
             let mut buffer = [0; 8];
-            client.send(b"?").unwrap();
-            let (_, caller) = server.recv_from(&mut buffer).unwrap();
+            let (_, caller) = hear(&server, &mut buffer, || assert_eq!(client.send(b"?").unwrap(), 1));
             server.send_to(b"!", caller).unwrap();
             client.recv(&mut buffer).unwrap();
             // Nothing may come in; but this is an answer, in a connection that the pod opened.
@@ -245,8 +253,8 @@ fn fragments_and_path_mtu_work_end_to_end() {
                 socket.set_read_timeout(Some(PATIENCE)).unwrap();
             }
             let (big, mut buffer) = ([7; 4000], [0; 8000]);
-            client.send(&big).unwrap();
-            let (length, caller) = server.recv_from(&mut buffer).unwrap();
+            let (length, caller) =
+                hear(&server, &mut buffer, || assert_eq!(client.send(&big).unwrap(), big.len()));
             assert_eq!(&buffer[..length], &big);
             server.send_to(&big, caller).unwrap();
             assert_eq!(client.recv(&mut buffer).unwrap(), big.len());

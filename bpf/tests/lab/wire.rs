@@ -21,7 +21,10 @@ impl Netns {
             File::open("/proc/thread-self/ns/net").expect("the namespace is seen")
         });
         let netns = Self(made.join().expect("the thread ends"));
-        netns.enter(|| ip("link set lo up"));
+        netns.enter(|| {
+            trust_addresses();
+            ip("link set lo up");
+        });
         netns
     }
 
@@ -59,6 +62,13 @@ impl Netns {
     }
 }
 
+/// Nobody else has our addresses: to ask first would lose what is sent in the first seconds.
+fn trust_addresses() {
+    for scope in ["all", "default"] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad"), "0").expect("IPv6 is there");
+    }
+}
+
 fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -83,6 +93,7 @@ impl Wires {
         for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             std::fs::write(format!("/proc/sys/net/{setting}"), "1").expect("forwarding is allowed");
         }
+        trust_addresses();
         let [four, six] = families;
         let wires = Self { pod: Netns::new(), friend: Netns::new(), rogue: Netns::new() };
         let nodes = [four.node, six.node];
