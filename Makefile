@@ -12,7 +12,7 @@ DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 BED := cargo run --locked -p durward-e2e --bin durward-bed --
 
-.PHONY: help setup demo test lint cluster cluster-down images bench-datapath bench-engine fuzz-engine
+.PHONY: help setup demo test lint cluster cluster-down images bench-datapath bench-cluster bench-engine fuzz-engine
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ images: setup ## Build the images; prints where their archives are
 
 bench-datapath: setup ## What a packet costs in the kernel; the last line is JSON
 	@cargo bench --quiet --locked -p durward-bpf --bench datapath
+
+bench-cluster: setup ## How soon a policy is in force, and what the daemons need; the last line is JSON
+	@cargo bench --profile dev --locked -p durward-e2e --bench cluster
 
 bench-engine: setup ## What the controller's engine costs
 	@cargo bench --quiet --locked -p durward-engine --bench engine
