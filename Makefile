@@ -7,6 +7,9 @@ MAKEFLAGS += --no-print-directory
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/durward
 # Outside the checkout, so that a fresh clone on a warm machine does not compile the world again.
 export CARGO_TARGET_DIR ?= $(CACHE)/target
+# Checkouts take turns there. Cargo knows sources by their place within the checkout and by their times, so what
+# another checkout built last would pass for built of this one.
+CHECKOUT := $(CARGO_TARGET_DIR)/checkout
 
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
@@ -19,6 +22,9 @@ help: ## These lines
 
 setup: ## Install what is needed from Debian, if it is not there
 	@e2e/scripts/setup
+	@mkdir -p $(CARGO_TARGET_DIR)
+	@[[ -f $(CHECKOUT) && $$(<$(CHECKOUT)) == $(CURDIR) ]] || git ls-files -z | xargs -0 touch --no-create
+	@echo $(CURDIR) > $(CHECKOUT)
 
 demo: setup ## A guided tour on a throwaway two-node Kubernetes made here
 	@cargo run --locked -p durward-e2e --bin durward-demo
