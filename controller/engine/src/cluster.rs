@@ -4,11 +4,12 @@
 //! addresses in groups that they use). What it means is worked out later, from the state at the end
 //! of the batch; so the order of events cannot matter.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use durward_proto::{Direction, PodUid, view};
+use hashbrown::{HashMap, HashSet};
 
 use crate::object::{self, Key, Labels, NAMESPACE_NAME_LABEL, NamedPort, Selector};
 use crate::selector::SelectorIndex;
@@ -51,7 +52,8 @@ pub(crate) struct Namespace {
     /// None while there is no such object: then no namespace selector matches it.
     pub(crate) labels: Option<Labels>,
     pub(crate) denies_logged: bool,
-    classes: HashSet<ClassId>,
+    /// Sorted.
+    classes: Vec<ClassId>,
     scopes: Vec<ScopeId>,
 }
 
@@ -69,18 +71,21 @@ pub(crate) enum Scope {
 #[derive(Debug, Default)]
 struct ScopeState {
     groups: SelectorIndex<GroupId>,
-    namespaces: HashSet<NamespaceId>,
+    /// Sorted.
+    namespaces: Vec<NamespaceId>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Group {
-    pub(crate) classes: HashSet<ClassId>,
+    /// Sorted.
+    pub(crate) classes: Vec<ClassId>,
     /// Policies that select it as their subjects, by direction.
     pub(crate) subjects: [Vec<BodyId>; 2],
     /// Terms of rules that mention it as a peer.
     pub(crate) terms: Vec<TermId>,
     /// Subscribed nodes whose pods' rules use one of those terms, and how many of them.
-    pub(crate) nodes: HashMap<NodeId, u32>,
+    /// Sorted.
+    pub(crate) nodes: Vec<(NodeId, u32)>,
 }
 
 /// What may have changed for a node in this batch.
@@ -224,9 +229,9 @@ impl Cluster {
         let groups = self.groups_of(&key);
         self.namespaces.hold(namespace);
         let class = self.classes.insert(key, Class { pods: vec![], groups: groups.clone() });
-        self.namespaces[namespace].classes.insert(class);
+        enter(&mut self.namespaces[namespace].classes, class);
         for group in groups {
-            self.groups[group].classes.insert(class);
+            enter(&mut self.groups[group].classes, class);
         }
         class
     }
@@ -254,7 +259,7 @@ impl Cluster {
             .filter_map(|scope| self.scopes.find(scope))
             .collect();
         for &scope in &scopes {
-            self.scopes[scope].namespaces.insert(namespace);
+            enter(&mut self.scopes[scope].namespaces, namespace);
         }
         self.namespaces[namespace].scopes = scopes;
         namespace
@@ -304,10 +309,10 @@ impl Cluster {
         let (before, mut now): (Vec<_>, Vec<_>) =
             self.namespaces[id].scopes.iter().copied().partition(|&scope| is_selected(&self.scopes, scope));
         for scope in before.iter().filter(|scope| !selecting.contains(scope)) {
-            self.scopes[*scope].namespaces.remove(&id);
+            leave(&mut self.scopes[*scope].namespaces, id);
         }
         for &scope in selecting.iter().filter(|scope| !before.contains(scope)) {
-            self.scopes[scope].namespaces.insert(id);
+            enter(&mut self.scopes[scope].namespaces, id);
         }
         now.extend(selecting);
         self.namespaces[id].scopes = now;
@@ -321,11 +326,11 @@ impl Cluster {
         let now = self.groups_of(self.classes.key(class));
         let before = std::mem::replace(&mut self.classes[class].groups, now.clone());
         for group in before.iter().filter(|group| !now.contains(group)) {
-            self.groups[*group].classes.remove(&class);
+            leave(&mut self.groups[*group].classes, class);
             self.mark_member(*group, class);
         }
         for group in now.iter().filter(|group| !before.contains(group)) {
-            self.groups[*group].classes.insert(class);
+            enter(&mut self.groups[*group].classes, class);
             self.mark_member(*group, class);
         }
     }
@@ -344,10 +349,8 @@ impl Cluster {
         for namespace in &self.scopes[scope].namespaces {
             for &class in &self.namespaces[*namespace].classes {
                 if selector.selects(&self.classes.key(class).labels) {
-                    let groups = &mut self.classes[class].groups;
-                    let at = groups.partition_point(|other| *other < group);
-                    groups.insert(at, group);
-                    self.groups[group].classes.insert(class);
+                    enter(&mut self.classes[class].groups, group);
+                    enter(&mut self.groups[group].classes, class);
                 }
             }
         }
@@ -379,7 +382,7 @@ impl Cluster {
         for &namespace in &holds {
             self.namespaces[namespace].scopes.push(scope);
         }
-        self.scopes[scope].namespaces = holds.into_iter().collect();
+        self.scopes[scope].namespaces = sorted(holds);
         scope
     }
 
@@ -410,10 +413,12 @@ impl Cluster {
     /// The node's rules use one more, or one less, term of the group.
     pub(crate) fn route(&mut self, group: GroupId, node: NodeId, more: bool) {
         let nodes = &mut self.groups[group].nodes;
-        let terms = nodes.entry(node).or_default();
-        *terms = if more { *terms + 1 } else { *terms - 1 };
-        if *terms == 0 {
-            nodes.remove(&node);
+        match (nodes.binary_search_by_key(&node, |(other, _)| *other), more) {
+            (Ok(at), true) => nodes[at].1 += 1,
+            (Ok(at), false) if nodes[at].1 > 1 => nodes[at].1 -= 1,
+            (Ok(at), false) => drop(nodes.remove(at)),
+            (Err(at), true) => nodes.insert(at, (node, 1)),
+            (Err(_), false) => unreachable!("a term goes from where it came to"),
         }
     }
 
@@ -426,8 +431,7 @@ impl Cluster {
 
     /// The group's subjects may be judged differently.
     pub(crate) fn mark_subjects(&mut self, group: GroupId) {
-        let classes: Vec<_> = self.groups[group].classes.iter().copied().collect();
-        for class in classes {
+        for class in self.groups[group].classes.clone() {
             self.mark_class(class);
         }
     }
@@ -453,22 +457,22 @@ impl Cluster {
     /// Frees what nobody holds any more.
     pub(crate) fn collect(&mut self) {
         for (group, key, content) in self.groups.collect() {
-            let (scope, selector) = &*key;
+            let (scope, selector) = &key;
             self.scopes[*scope].groups.remove(group, selector);
             self.scopes.release(*scope);
             for class in content.classes {
-                self.classes[class].groups.retain(|other| *other != group);
+                leave(&mut self.classes[class].groups, group);
             }
         }
         for (class, key, content) in self.classes.collect() {
             for group in content.groups {
-                self.groups[group].classes.remove(&class);
+                leave(&mut self.groups[group].classes, class);
             }
-            self.namespaces[key.namespace].classes.remove(&class);
+            leave(&mut self.namespaces[key.namespace].classes, class);
             self.namespaces.release(key.namespace);
         }
         for (scope, key, content) in self.scopes.collect() {
-            if let Scope::Selected(selector) = &*key {
+            if let Scope::Selected(selector) = &key {
                 self.selected.remove(scope, selector);
             }
             for namespace in content.namespaces {
@@ -477,7 +481,7 @@ impl Cluster {
         }
         for (namespace, _, content) in self.namespaces.collect() {
             for scope in content.scopes {
-                self.scopes[scope].namespaces.remove(&namespace);
+                leave(&mut self.scopes[scope].namespaces, namespace);
             }
         }
         self.pods.collect();
@@ -491,9 +495,22 @@ fn mark(
     dirty: &mut BTreeSet<NodeId>,
     addresses: &[IpAddr],
 ) {
-    for &node in group.nodes.keys() {
+    for &(node, _) in &group.nodes {
         nodes[node].dirt.addresses.extend(addresses);
         dirty.insert(node);
+    }
+}
+
+/// Puts a thing where it belongs in a sorted list, if it is not there.
+fn enter<T: Ord>(sorted: &mut Vec<T>, thing: T) {
+    if let Err(at) = sorted.binary_search(&thing) {
+        sorted.insert(at, thing);
+    }
+}
+
+fn leave<T: Ord>(sorted: &mut Vec<T>, thing: T) {
+    if let Ok(at) = sorted.binary_search(&thing) {
+        sorted.remove(at);
     }
 }
 

@@ -1,9 +1,10 @@
 //! The engine: events in, patches out. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use durward_proto::{Direction, Logging, NodeView, Patch};
+use hashbrown::HashMap;
 
 use crate::cluster::Cluster;
 use crate::object::{Event, Key, Policy};
@@ -194,7 +195,7 @@ impl Engine {
 
     /// The node's changes are of no interest any more.
     pub fn unsubscribe(&mut self, node: &str) {
-        let Some(node) = self.cluster.nodes.find(&node.into()) else { return };
+        let Some(node) = self.cluster.nodes.find(node) else { return };
         let Some(mut view) = self.views.remove(&node) else { return };
         let Self { cluster, rules, sets, .. } = self;
         Refresh { cluster, rules, sets, pairs: &mut HashMap::new(), node, view: &mut view }.clear();

@@ -1,10 +1,10 @@
 //! Hash-consing: equal things get one small number. Pure.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::marker::PhantomData;
 use std::ops::{Index, IndexMut};
-use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, Equivalent, HashMap, HashTable};
 
 /// A small number for an entry of one kind of table.
 pub(crate) trait Id: Copy + Eq + Ord + Hash {
@@ -47,7 +47,7 @@ ids! {
 
 #[derive(Debug)]
 struct Slot<K, V> {
-    key: Arc<K>,
+    key: K,
     value: V,
     holders: u32,
 }
@@ -57,7 +57,9 @@ struct Slot<K, V> {
 #[derive(Debug)]
 pub(crate) struct Table<I, K, V> {
     slots: Vec<Option<Slot<K, V>>>,
-    numbers: HashMap<Arc<K>, u32>,
+    /// The numbers of all slots in use, found by the hash of their keys.
+    numbers: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     free: Vec<u32>,
     idle: Vec<u32>,
     kind: PhantomData<I>,
@@ -65,19 +67,27 @@ pub(crate) struct Table<I, K, V> {
 
 impl<I, K, V> Default for Table<I, K, V> {
     fn default() -> Self {
-        Self { slots: vec![], numbers: HashMap::new(), free: vec![], idle: vec![], kind: PhantomData }
+        Self {
+            slots: vec![],
+            numbers: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            free: vec![],
+            idle: vec![],
+            kind: PhantomData,
+        }
     }
 }
 
 impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
-    pub(crate) fn find(&self, key: &K) -> Option<I> {
-        self.numbers.get(key).map(|&number| I::new(number as usize))
+    pub(crate) fn find<Q: ?Sized + Hash + Equivalent<K>>(&self, key: &Q) -> Option<I> {
+        let is_it = |&number: &u32| key.equivalent(&held(&self.slots, number).key);
+        self.numbers.find(self.hasher.hash_one(key), is_it).map(|&number| I::new(number as usize))
     }
 
     /// A new entry, which nobody holds yet. The key must not be there.
     pub(crate) fn insert(&mut self, key: K, value: V) -> I {
-        let key = Arc::new(key);
-        let slot = Some(Slot { key: key.clone(), value, holders: 0 });
+        let hash = self.hasher.hash_one(&key);
+        let slot = Some(Slot { key, value, holders: 0 });
         let number = match self.free.pop() {
             Some(number) => {
                 self.slots[number as usize] = slot;
@@ -88,7 +98,8 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
                 (self.slots.len() - 1) as u32
             }
         };
-        self.numbers.insert(key, number);
+        let Self { slots, numbers, hasher, .. } = self;
+        numbers.insert_unique(hash, number, |&other| hasher.hash_one(&held(slots, other).key));
         self.idle.push(number);
         I::new(number as usize)
     }
@@ -106,12 +117,16 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
     }
 
     /// Takes out everything that nobody holds.
-    pub(crate) fn collect(&mut self) -> Vec<(I, Arc<K>, V)> {
+    pub(crate) fn collect(&mut self) -> Vec<(I, K, V)> {
         let mut gone = vec![];
         for number in std::mem::take(&mut self.idle) {
             let slot = &mut self.slots[number as usize];
             if let Some(Slot { key, value, .. }) = slot.take_if(|slot| slot.holders == 0) {
-                self.numbers.remove(&key);
+                if let Ok(entry) =
+                    self.numbers.find_entry(self.hasher.hash_one(&key), |&other| other == number)
+                {
+                    entry.remove();
+                }
                 self.free.push(number);
                 gone.push((I::new(number as usize), key, value));
             }
@@ -120,7 +135,7 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
     }
 
     pub(crate) fn key(&self, id: I) -> &K {
-        &self.slot(id).key
+        &held(&self.slots, id.index() as u32).key
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -132,18 +147,18 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
         used.map(|(index, _)| I::new(index))
     }
 
-    fn slot(&self, id: I) -> &Slot<K, V> {
-        match &self.slots[id.index()] {
-            Some(slot) => slot,
-            None => unreachable!("a number is used only while its entry is held"),
-        }
-    }
-
     fn slot_mut(&mut self, id: I) -> &mut Slot<K, V> {
         match &mut self.slots[id.index()] {
             Some(slot) => slot,
-            None => unreachable!("a number is used only while its entry is held"),
+            None => unreachable!("a number is used only while its entry is there"),
         }
+    }
+}
+
+fn held<K, V>(slots: &[Option<Slot<K, V>>], number: u32) -> &Slot<K, V> {
+    match &slots[number as usize] {
+        Some(slot) => slot,
+        None => unreachable!("a number is used only while its entry is there"),
     }
 }
 
@@ -151,7 +166,7 @@ impl<I: Id, K: Eq + Hash, V> Index<I> for Table<I, K, V> {
     type Output = V;
 
     fn index(&self, id: I) -> &V {
-        &self.slot(id).value
+        &held(&self.slots, id.index() as u32).value
     }
 }
 

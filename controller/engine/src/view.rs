@@ -7,10 +7,11 @@
 //! reaches the next. What is marked is worked out from the cluster as it is now, so that the path
 //! that led here cannot matter.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use durward_proto::{Block, Delta, Direction, Patch, PodUid, SetDelta, view};
+use hashbrown::{HashMap, HashSet};
 
 use crate::block;
 use crate::cluster::{Cluster, Dirt, Live};
@@ -30,6 +31,8 @@ pub(crate) struct View {
     atoms: Tally<AtomIndex>,
     addresses: HashMap<IpAddr, AtomIndex>,
     blocks: BTreeMap<Block, AtomIndex>,
+    /// How many terms are both of a block and of a named port.
+    named_blocks: usize,
     /// By set, the rows that differ from its base row.
     rows: HashMap<SetIndex, HashMap<AtomIndex, RowIndex>>,
     attributions: Tally<AttributionIndex>,
@@ -138,8 +141,13 @@ impl Refresh<'_> {
             }
         }
         for (terms, come) in [(came, true), (went, false)] {
-            for group in terms.iter().filter_map(|&term| self.rules.terms.key(term).group) {
+            for term in terms.iter().map(|&term| self.rules.terms.key(term)) {
+                let Some(group) = term.group else { continue };
                 self.cluster.route(group, self.node, come);
+                if term.block.is_some() {
+                    self.view.named_blocks =
+                        if come { self.view.named_blocks + 1 } else { self.view.named_blocks - 1 };
+                }
             }
         }
         blocks
@@ -172,8 +180,22 @@ impl Refresh<'_> {
 
     fn addresses(&mut self, marked: HashSet<IpAddr>) -> Delta<IpAddr, durward_proto::AtomId> {
         let mut delta = Delta::default();
+        // Addresses of one pod of the same class that are in the same blocks have the same atom.
+        let mut known = HashMap::new();
         for address in marked {
-            let new = self.elements(address).map(|elements| self.sets.atom(self.rules, elements));
+            let block = self.block(address);
+            let class = self.only_class(address);
+            let new = match class.and_then(|class| known.get(&(class, block))) {
+                Some(atom) => *atom,
+                None => {
+                    let elements = self.elements(address, block);
+                    let atom = elements.map(|elements| self.sets.atom(self.rules, elements));
+                    if let Some(class) = class {
+                        known.insert((class, block), atom);
+                    }
+                    atom
+                }
+            };
             let old = match new {
                 Some(atom) => self.view.addresses.insert(address, atom),
                 None => self.view.addresses.remove(&address),
@@ -196,7 +218,7 @@ impl Refresh<'_> {
     }
 
     /// What an address matches of this node's terms; none if no pod makes it match more than blocks do.
-    fn elements(&self, address: IpAddr) -> Option<Vec<Element>> {
+    fn elements(&self, address: IpAddr, block: Option<AtomIndex>) -> Option<Vec<Element>> {
         let mut elements: Vec<Element> = vec![];
         for &owner in self.cluster.owners.get(&address).into_iter().flatten() {
             let Some(live) = &self.cluster.pods[owner].live else { continue };
@@ -220,23 +242,29 @@ impl Refresh<'_> {
         if elements.is_empty() {
             return None;
         }
-        elements.extend(self.block_elements(address));
+        elements.extend(block.into_iter().flat_map(|atom| self.sets.atoms.key(atom)));
         elements.sort_unstable();
         elements.dedup();
         Some(elements)
     }
 
+    /// The class of the address's pod, if that decides what it matches besides blocks.
+    fn only_class(&self, address: IpAddr) -> Option<ClassId> {
+        let [owner] = self.cluster.owners.get(&address)?[..] else { return None };
+        let live = self.cluster.pods[owner].live.as_ref().filter(|_| self.view.named_blocks == 0);
+        live.map(|live| live.class)
+    }
+
     /// What an address matches by the blocks that hold it.
-    fn block_elements(&self, address: IpAddr) -> &[Element] {
+    fn block(&self, address: IpAddr) -> Option<AtomIndex> {
         if self.view.blocks.is_empty() {
-            return &[];
+            return None;
         }
         let longest = if address.is_ipv4() { 32 } else { 128 };
-        let atom = (0..=longest).rev().find_map(|length| {
+        (0..=longest).rev().find_map(|length| {
             let block = Block::containing(address, length).ok()?;
-            self.view.blocks.get(&block)
-        });
-        atom.map_or(&[], |&atom| self.sets.atoms.key(atom))
+            self.view.blocks.get(&block).copied()
+        })
     }
 
     fn rows(&mut self, new_sets: &[SetIndex], old_sets: &[SetIndex], patch: &mut Patch) {

@@ -113,6 +113,7 @@ fn history_does_not_matter() {
             prop_assert_eq!(&faults, &fresh_faults);
             for (node, view) in &told {
                 prop_assert_eq!(view.check(), Ok(()));
+                nothing_superfluous(view)?;
                 prop_assert_eq!(view, &fresh.subscribe(node), "{}", node);
             }
         }
@@ -124,6 +125,22 @@ fn history_does_not_matter() {
         prop_assert_eq!(engine.sizes(), Sizes::default());
         Ok(())
     });
+}
+
+/// A view holds nothing that could be left out.
+fn nothing_superfluous(view: &NodeView) -> Result<(), TestCaseError> {
+    let sets: BTreeSet<_> = view.pods.values().flat_map(|pod| [pod.ingress, pod.egress]).flatten().collect();
+    prop_assert!(sets.iter().eq(view.sets.keys()), "a set that judges no pod");
+    let atoms: BTreeSet<_> = view.addresses.values().chain(view.blocks.values()).collect();
+    let rows = || view.sets.values().flat_map(|set| &set.rows);
+    prop_assert!(rows().all(|(atom, _)| atoms.contains(atom)), "a row of an atom that no address has");
+    for set in view.sets.values() {
+        prop_assert!(set.rows.values().all(|row| *row != set.base), "a row that says what the base row says");
+    }
+    let said = rows().map(|(_, row)| row).chain(view.sets.values().map(|set| &set.base));
+    let named: BTreeSet<_> = said.flat_map(|row| row.steps()).map(|step| step.act.attribution).collect();
+    prop_assert!(named.iter().eq(view.attributions.keys()), "an attribution that no row names");
+    Ok(())
 }
 
 fn cluster<'a>(events: impl IntoIterator<Item = &'a Event>) -> Cluster {

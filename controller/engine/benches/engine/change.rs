@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use durward_engine::object::{Event, Labels};
+use durward_engine::object::Event;
 use durward_engine::sample::*;
 use durward_engine::{Engine, Limits, Outcome};
 use durward_proto::wire;
@@ -101,15 +101,16 @@ pub(crate) fn one_policy(scenario: &Scenario, figures: &mut Figures) {
 
 /// One node of 200 pods in a cluster of 250,000, and 10,000 policies with selectors over 100 labels.
 pub(crate) fn node_view(figures: &mut Figures) {
+    // Two labels of a hundred and one of four zones each: 20,000 kinds of pods.
+    let with = |n: usize| format!("l{}=x,l{}=y,zone=z{}", n % 100, n / 100 % 100, n / 10_000 % 4);
     let pod = |n: usize| {
         let on = if n.is_multiple_of(1_250) { "here".to_owned() } else { node(n % 1_000) };
-        let with = format!("a{}=x,b{}=x,c=v{}", n % 50, n / 50 % 50, n / 2_500 % 10);
-        durward_engine::object::Pod { node: Some(on.into()), ..plain(0, n, 1_000, &with) }
+        durward_engine::object::Pod { node: Some(on.into()), ..plain(0, n, 1_000, &with(n)) }
     };
     let policies = (0..10_000).map(|n| {
-        let peer = pods(&format!("b{},c=v{}", n % 50, n / 50 % 10));
-        let subjects = format!("a{},c=v{}", n / 500 % 50, n % 10);
-        Event::Policy(ingress(&format!("n0/policy-{n}"), &subjects, [rule([peer], [tcp(n as u16 % 100)])]))
+        let peer = pods(&format!("l{},zone=z{}", n * 7 % 100, n / 100 % 4));
+        let subjects = format!("l{}", n % 100);
+        Event::Policy(ingress(&format!("n0/policy-{n}"), &subjects, [rule([peer], [tcp(n as u16 % 97)])]))
     });
     let mut engine = Engine::new(Limits::default());
     engine.apply([Event::Namespace(namespace("n0", ""))]);
@@ -128,9 +129,9 @@ pub(crate) fn node_view(figures: &mut Figures) {
     );
     let mut samples = Samples::default();
     for n in 0..1_000 {
-        let with: Labels = labels(&format!("a{}=x,b{}=x,c=v1", n % 50, n % 49));
+        let other = labels(&with(13 * n + 5));
         samples
-            .take(&mut engine, [Event::Pod(durward_engine::object::Pod { labels: with, ..pod(7 * n + 1) })]);
+            .take(&mut engine, [Event::Pod(durward_engine::object::Pod { labels: other, ..pod(7 * n + 1) })]);
     }
     samples.print("pod relabelled");
     note(figures, "node_change_ms", quantile(&samples.micros, 0.99) / 1e3, 3);
