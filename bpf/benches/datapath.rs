@@ -218,7 +218,8 @@ fn packets(lab: &lab::Lab) -> BTreeMap<&'static str, f64> {
     for scenario in scenarios.iter().filter(|scenario| scenario.kind != Kind::New) {
         varying.run(&pod, scenario, 0, CONNECTIONS, true);
     }
-    assert_eq!(pod.connections().len() as u32, 2 * CONNECTIONS, "the live connections are there");
+    let (tracked, counted) = (pod.connections().len() as u32, pod.counters(Ingress));
+    assert_eq!(tracked, 2 * CONNECTIONS, "the live connections are there: {counted:?}");
     pod.events();
 
     let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();

@@ -1,8 +1,7 @@
 //! Connections: listing, purging, and settling what their log owes. IO.
 
 use std::net::{IpAddr, SocketAddr};
-
-use libbpf_rs::{MapCore, MapFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::abi::{self, Plain};
 use crate::{Act, DataPath, Direction, MapError, Word};
@@ -92,24 +91,71 @@ impl Connection {
 
 /// All connections, read in batches. One that comes or goes meanwhile may be missed.
 pub struct Connections<'a> {
-    batches: libbpf_rs::BatchedMapIter<'a>,
+    map: BorrowedFd<'a>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    /// How many of the batch there are, and which is next.
+    count: usize,
+    at: usize,
+    /// Where the next batch starts; none at first.
+    place: Option<u32>,
+    last: bool,
     now: u32,
     timing: abi::timing,
 }
 
 impl Iterator for Connections<'_> {
-    type Item = Connection;
+    type Item = Result<Connection, MapError>;
 
-    fn next(&mut self) -> Option<Connection> {
-        let (key, value) = self.batches.next()?;
-        Some(Connection {
-            key: ConnectionKey(abi::ctk::from_bytes(&key)),
-            value: abi::ctv::from_bytes(&value),
-        })
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.at == self.count {
+            if self.last {
+                return None;
+            }
+            if let Err(source) = self.read_batch() {
+                self.last = true;
+                return Some(Err(MapError::Map { map: "ct", source }));
+            }
+        }
+        let (key, value) = (size_of::<abi::ctk>() * self.at, size_of::<abi::ctv>() * self.at);
+        self.at += 1;
+        let key = abi::ctk::from_bytes(&self.keys[key..key + size_of::<abi::ctk>()]);
+        let value = abi::ctv::from_bytes(&self.values[value..value + size_of::<abi::ctv>()]);
+        Some(Ok(Connection { key: ConnectionKey(key), value }))
     }
 }
 
 impl Connections<'_> {
+    /// Reads the next batch. It may be short without being the last: the kernel never divides a bucket. So only
+    /// `ENOENT` ends the listing (libbpf-rs' own iterator ends at a short batch, and misses what follows).
+    fn read_batch(&mut self) -> std::io::Result<()> {
+        let mut next = 0_u32;
+        let mut count = BATCH;
+        let place = self.place.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
+        let options = libbpf_sys::bpf_map_batch_opts {
+            sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
+            ..Default::default()
+        };
+        // SAFETY: the map is open; a hash's place is 32 bits; the buffers hold `BATCH` keys and values.
+        let returned = unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                self.map.as_raw_fd(),
+                place.cast(),
+                std::ptr::from_mut(&mut next).cast(),
+                self.keys.as_mut_ptr().cast(),
+                self.values.as_mut_ptr().cast(),
+                &mut count,
+                &options,
+            )
+        };
+        self.last = -returned == libc::ENOENT;
+        if returned < 0 && !self.last {
+            return Err(std::io::Error::from_raw_os_error(-returned));
+        }
+        (self.count, self.at, self.place) = (count as usize, 0, Some(next));
+        Ok(())
+    }
+
     /// Whether a connection has been silent for longer than its protocol and state allow. The programs judge
     /// the same by themselves: to delete such entries only frees their places.
     pub fn expired(&self, connection: &Connection) -> bool {
@@ -129,13 +175,18 @@ impl DataPath {
     ///
     /// [`MapError`] if the kernel refuses.
     pub fn connections(&self) -> Result<Connections<'_>, MapError> {
-        let batches = self
-            .tables
-            .ct
-            .map
-            .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
-            .map_err(|error| MapError::Map { map: "ct", source: std::io::Error::other(error) })?;
-        Ok(Connections { batches, now: self.clock()?.jiffies as u32, timing: self.timing })
+        let now = self.clock()?.jiffies as u32;
+        Ok(Connections {
+            map: self.tables.ct.map.as_fd(),
+            keys: vec![0; size_of::<abi::ctk>() * BATCH as usize],
+            values: vec![0; size_of::<abi::ctv>() * BATCH as usize],
+            count: 0,
+            at: 0,
+            place: None,
+            last: false,
+            now,
+            timing: self.timing,
+        })
     }
 
     /// Forgets connections; how many there were. Their next packet is judged as one in mid-flow.
@@ -158,6 +209,7 @@ impl DataPath {
         let (mut gone, mut owing) = (Vec::new(), Vec::new());
         // Listed first: to delete while listing would skip others.
         while let Some(connection) = all.next() {
+            let connection = connection?;
             if connection.owes_record() {
                 owing.push(connection.key);
             } else if all.expired(&connection) || !keep(connection.key.ifindex()) {

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use crate::{
-    Act, Attached, Block, Bound, Counters, DataPath, Denial, Direction, Endpoint, HostAddress, MapError, Word,
+    Act, Attached, Block, Bound, Connection, Counters, DataPath, Denial, Direction, Endpoint, HostAddress,
+    MapError, Word,
 };
 
 /// What the kernel holds.
@@ -100,7 +101,7 @@ impl DataPath {
             rows.push(RowDump { set, atom, bounds });
         }
         rows.sort_unstable_by_key(|row| (row.set, row.atom));
-        let connections = self.connections()?.map(|connection| ConnectionDump {
+        let dumped = |connection: Connection| ConnectionDump {
             ifindex: connection.key.ifindex(),
             protocol: connection.key.protocol(),
             local: connection.key.local(),
@@ -112,7 +113,8 @@ impl DataPath {
             cut: connection.cut(),
             host: connection.host(),
             adopted: connection.adopted(),
-        });
+        };
+        let connections = self.connections()?.map(|connection| connection.map(dumped));
         Ok(Dump {
             endpoints,
             elsewhere: both(0)?,
@@ -121,7 +123,7 @@ impl DataPath {
             blocks: self.cidr_atoms()?,
             hosts: self.host_addresses()?,
             rows,
-            connections: connections.collect(),
+            connections: connections.collect::<Result<_, _>>()?,
             denials: self.denials(),
         })
     }

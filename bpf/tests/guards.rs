@@ -491,9 +491,8 @@ fn what_is_gone_is_swept() {
         assert_eq!(pod.frame(Ingress, &frame), PASSED);
         // A closed connection expires by itself, in the programs, whether or not anybody sweeps.
         let listed = lab::eventually("it expires", || {
-            let connections = pod.path.connections().unwrap();
             let now = pod.path.connections().unwrap();
-            connections.into_iter().find(|connection| now.expired(connection))
+            pod.connections().into_iter().find(|connection| now.expired(connection))
         });
         assert_eq!(listed.key.remote(), (f.friend, 5000).into());
         assert_eq!(pod.tcp(Egress, f, f.friend, PORT, 5000, ACK), DROPPED);

@@ -329,6 +329,22 @@ fn other_protocols_are_judged_without_ports() {
 }
 
 #[test]
+fn every_connection_is_listed_once() {
+    lab::run(|lab| {
+        let (pod, f) = (Pod::new(lab), v4());
+        pod.path.set_flags(pod.ifindex, Flags::default()).unwrap();
+        // So many that a listing takes several batches, in a table so small that buckets hold several.
+        for port in 0..30_000 {
+            assert_eq!(pod.tcp(Ingress, f, f.friend, PORT, 1000 + port, SYN), PASSED);
+        }
+        let keys: std::collections::HashSet<_> =
+            pod.connections().iter().map(|connection| connection.key).collect();
+        assert_eq!((keys.len(), pod.connections().len()), (30_000, 30_000));
+        assert_eq!(pod.path.sweep_connections(|_| false).unwrap(), 30_000);
+    });
+}
+
+#[test]
 fn the_programs_are_small_to_the_verifier() {
     lab::run(|lab| {
         let path = lab.open();

@@ -210,7 +210,8 @@ impl Pod {
     }
 
     pub fn connections(&self) -> Vec<Connection> {
-        self.path.connections().expect("the connections are read").collect()
+        let all = self.path.connections().expect("the connections are read");
+        all.collect::<Result<_, _>>().expect("they are read to the end")
     }
 
     pub fn flags(&self) -> Flags {
