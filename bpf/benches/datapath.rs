@@ -57,9 +57,25 @@ enum Kind {
     Live,
     /// Of all live connections in turn: what the caches do not hold.
     Spread,
-    /// Each of a new connection, or a denied one.
+    /// Each of a new connection, or a denied one, with one peer, another one each round.
     New,
+    /// The same, with all peers in turn.
+    NewSpread,
 }
+
+/// Which connections a run walks through.
+#[derive(Clone, Copy)]
+struct Walk {
+    first: u32,
+    connections: u32,
+    peers: u32,
+    first_peer: u32,
+    repeat: u32,
+}
+
+/// All live connections.
+const LIVE: Walk =
+    Walk { first: 0, connections: CONNECTIONS, peers: PEERS, first_peer: 0, repeat: CONNECTIONS };
 
 /// One way a packet can take through the programs.
 struct Scenario {
@@ -108,6 +124,9 @@ fn scenarios() -> Vec<Scenario> {
         tcp("new_logged_v6_ns", v6(), Ingress, true, SYN, Kind::New),
         tcp("denied_ns", v4(), Ingress, false, SYN, Kind::New),
         tcp("denied_v6_ns", v6(), Ingress, false, SYN, Kind::New),
+        tcp("new_logged_spread_v4_ns", v4(), Ingress, true, SYN, Kind::NewSpread),
+        tcp("new_logged_spread_v6_ns", v6(), Ingress, true, SYN, Kind::NewSpread),
+        tcp("denied_spread_v4_ns", v4(), Ingress, false, SYN, Kind::NewSpread),
     ]
 }
 
@@ -132,7 +151,7 @@ impl Varying {
     }
 
     /// The time of a packet: through the loaded program, or an empty one.
-    fn run(&self, pod: &Pod, scenario: &Scenario, first: u32, repeat: u32, loaded: bool) -> f64 {
+    fn run(&self, pod: &Pod, scenario: &Scenario, walk: Walk, loaded: bool) -> f64 {
         let (varying, empty, measured) = match scenario.direction {
             Ingress => ("vary_to", "empty_to", "measured_to"),
             Egress => ("vary_from", "empty_from", "measured_from"),
@@ -147,8 +166,8 @@ impl Varying {
         measured
             .update(&0_u32.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
             .expect("the program is called");
-        let connections = if scenario.kind == Kind::New { u32::MAX } else { CONNECTIONS };
-        let vary = [first, connections, PEERS, scenario.peer_at, scenario.port_at];
+        let Walk { first, connections, peers, first_peer, repeat } = walk;
+        let vary = [first, connections, peers, first_peer, scenario.peer_at, scenario.port_at];
         let vary: Vec<u8> = vary.into_iter().flat_map(u32::to_ne_bytes).collect();
         map(".bss")
             .expect("it has variables")
@@ -210,13 +229,16 @@ fn packets(lab: &lab::Lab) -> BTreeMap<&'static str, f64> {
     let varying = Varying::new(lab, &pod);
     let scenarios = scenarios();
     // The live connections: each called once, and answered.
-    for scenario in
-        scenarios.iter().filter(|scenario| scenario.kind == Kind::New && scenario.name.starts_with("new"))
+    for scenario in scenarios
+        .iter()
+        .filter(|scenario| scenario.kind == Kind::NewSpread && scenario.name.starts_with("new"))
     {
-        varying.run(&pod, scenario, 0, CONNECTIONS, true);
+        varying.run(&pod, scenario, LIVE, true);
     }
-    for scenario in scenarios.iter().filter(|scenario| scenario.kind != Kind::New) {
-        varying.run(&pod, scenario, 0, CONNECTIONS, true);
+    for scenario in
+        scenarios.iter().filter(|scenario| scenario.kind == Kind::Spread || scenario.kind == Kind::Live)
+    {
+        varying.run(&pod, scenario, LIVE, true);
     }
     let (tracked, counted) = (pod.connections().len() as u32, pod.counters(Ingress));
     assert_eq!(tracked, 2 * CONNECTIONS, "the live connections are there: {counted:?}");
@@ -228,12 +250,20 @@ fn packets(lab: &lab::Lab) -> BTreeMap<&'static str, f64> {
         let empty = varying.empty(&scenarios[0]);
         times.entry("empty_ns").or_default().push(empty);
         for scenario in &scenarios {
-            let (first, repeat) = if scenario.kind == Kind::New { (fresh, NEW) } else { (0, REPEAT) };
-            let time = if scenario.kind == Kind::Live {
-                live(&pod, scenario, round * 163 % CONNECTIONS)
-            } else {
-                let bare = varying.run(&pod, scenario, first, repeat, false);
-                varying.run(&pod, scenario, first, repeat, true) - bare + empty
+            let new = Walk { connections: u32::MAX, repeat: NEW, ..LIVE };
+            let walk = match scenario.kind {
+                Kind::Live => None,
+                Kind::Spread => Some(Walk { repeat: REPEAT, ..LIVE }),
+                // Ports that no other scenario uses.
+                Kind::New => Some(Walk { first: 1000, peers: 1, first_peer: round * 7 % PEERS, ..new }),
+                Kind::NewSpread => Some(Walk { first: fresh, ..new }),
+            };
+            let time = match walk {
+                None => live(&pod, scenario, round * 163 % CONNECTIONS),
+                Some(walk) => {
+                    let bare = varying.run(&pod, scenario, walk, false);
+                    varying.run(&pod, scenario, walk, true) - bare + empty
+                }
             };
             times.entry(scenario.name).or_default().push(time);
         }
@@ -249,7 +279,7 @@ fn packets(lab: &lab::Lab) -> BTreeMap<&'static str, f64> {
     );
     let figures: BTreeMap<_, _> = times.into_iter().map(|(name, values)| (name, median(values))).collect();
     for (name, figure) in &figures {
-        println!("{name:>20} {figure:7.1}");
+        println!("{name:>24} {figure:7.1}");
     }
     pod.path.detach(pod.ifindex).expect("the programs are detached");
     figures

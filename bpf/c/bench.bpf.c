@@ -12,7 +12,7 @@ char _license[] SEC("license") = "GPL";
 
 /* Which bytes change, set by user space. */
 struct {
-	__u32 next, connections, peers;
+	__u32 next, connections, peers, first_peer;
 	__u32 peer_at, port_at; /* offsets of the last two bytes of the peer's address, and of its port */
 } vary;
 
@@ -34,7 +34,7 @@ static __always_inline int call(struct __sk_buff *ctx, void *measured)
 
 	if ((void *)(peer + 1) > end || (void *)(port + 1) > end)
 		return 0;
-	*peer = bpf_htons(256 + n % peers);
+	*peer = bpf_htons(256 + vary.first_peer + n % peers);
 	*port = bpf_htons(1024 + n / peers);
 	vary.next = n + 1 < vary.connections ? n + 1 : 0;
 	bpf_tail_call(ctx, measured, 0);
