@@ -277,7 +277,9 @@ impl Refresh<'_> {
             }
             patch.sets.insert(self.sets.sets[*set].id, SetDelta::Removed);
         }
-        let kept: Vec<_> = self.view.rows.keys().copied().collect();
+        let new_by_term = self.by_term(new_atoms.iter().copied());
+        let untouched = new_atoms.is_empty() && old_atoms.is_empty();
+        let kept: Vec<_> = if untouched { vec![] } else { self.view.rows.keys().copied().collect() };
         for set in kept {
             let mut delta = Delta::default();
             for atom in &old_atoms {
@@ -286,12 +288,12 @@ impl Refresh<'_> {
                     delta.removed.insert(self.sets.atoms[*atom]);
                 }
             }
-            delta.put = self.add_rows(set, &new_atoms);
+            delta.put = self.add_rows(set, &new_by_term);
             if !delta.is_empty() {
                 patch.sets.insert(self.sets.sets[set].id, SetDelta::Rows(delta));
             }
         }
-        let atoms: Vec<_> = self.view.atoms.things().collect();
+        let atoms = if new_sets.is_empty() { HashMap::new() } else { self.by_term(self.view.atoms.things()) };
         for &set in new_sets {
             self.view.rows.insert(set, HashMap::new());
             let (id, base) = (self.sets.sets[set].id, self.sets.sets[set].base);
@@ -306,14 +308,29 @@ impl Refresh<'_> {
         old_atoms.iter().for_each(|&atom| self.sets.atoms.release(atom));
     }
 
+    /// Atoms by the terms that their addresses match.
+    fn by_term(&self, atoms: impl Iterator<Item = AtomIndex>) -> HashMap<TermId, Vec<AtomIndex>> {
+        let mut by_term = HashMap::<_, Vec<_>>::new();
+        for atom in atoms {
+            for &(term, _) in self.sets.atoms.key(atom) {
+                by_term.entry(term).or_default().push(atom);
+            }
+        }
+        by_term
+    }
+
     /// Adds a set's rows for these atoms.
     fn add_rows(
         &mut self,
         set: SetIndex,
-        atoms: &[AtomIndex],
+        atoms: &HashMap<TermId, Vec<AtomIndex>>,
     ) -> BTreeMap<durward_proto::AtomId, durward_proto::Row> {
         let mut added = BTreeMap::new();
-        for &atom in atoms {
+        let terms = self.sets.sets[set].terms.iter();
+        let mut matching: Vec<_> = terms.filter_map(|term| atoms.get(term)).flatten().copied().collect();
+        matching.sort_unstable();
+        matching.dedup();
+        for atom in matching {
             let Some(row) = self.sets.row(self.rules, set, atom) else { continue };
             self.take_row(row);
             self.view.rows.entry(set).or_default().insert(atom, row);
