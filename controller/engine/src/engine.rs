@@ -1,6 +1,6 @@
 //! The engine: events in, patches out. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use durward_proto::{Direction, Logging, NodeView, Patch};
@@ -55,6 +55,8 @@ pub struct Engine {
     limits: Limits,
     logging: Logging,
     policies: HashMap<Key, Enforced>,
+    /// What outcomes have said of policies.
+    reported: HashMap<Key, Fault>,
     cluster: Cluster,
     rules: Rules,
     sets: Sets,
@@ -68,9 +70,10 @@ impl Engine {
             limits,
             logging: Logging::default(),
             policies: HashMap::new(),
+            reported: HashMap::new(),
             cluster: Cluster::default(),
             rules: Rules::default(),
-            sets: Sets::default(),
+            sets: Sets::new(limits),
             views: HashMap::new(),
         }
     }
@@ -78,9 +81,9 @@ impl Engine {
     /// Takes what happened, all at once: no state between the events is ever seen in a view.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Outcome {
         let logging = self.logging;
-        let mut faults = BTreeMap::new();
+        let mut policies = BTreeSet::new();
         for event in events {
-            self.take(event, &mut faults);
+            self.take(event, &mut policies);
         }
         let mut patches = BTreeMap::new();
         let mut pairs = HashMap::new();
@@ -94,10 +97,19 @@ impl Engine {
             }
         }
         self.collect();
-        let fault = |key: &Key| self.policies.get(key).and_then(|policy| policy.fault.clone());
-        let faults = faults.into_iter().map(|(key, before)| (fault(&key), key, before));
-        let changed = faults.filter(|(now, _, before)| now != before);
-        Outcome { patches, faults: changed.map(|(now, key, _)| (key, now)).collect() }
+        policies.extend(self.sets.take_touched());
+        Outcome { patches, faults: policies.into_iter().filter_map(|key| self.report(key)).collect() }
+    }
+
+    /// What is to be said of a policy, if it was not said before.
+    fn report(&mut self, key: Key) -> Option<(Key, Option<Fault>)> {
+        let own = self.policies.get(&key).and_then(|policy| policy.fault.as_ref());
+        let now = own.or_else(|| self.sets.overflow(&key)).cloned();
+        let before = match &now {
+            Some(fault) => self.reported.insert(key.clone(), fault.clone()),
+            None => self.reported.remove(&key),
+        };
+        (now != before).then_some((key, now))
     }
 
     fn publish(
@@ -115,26 +127,31 @@ impl Engine {
         }
     }
 
-    /// `faults` remembers what was wrong with the policies before the batch.
-    fn take(&mut self, event: Event, faults: &mut BTreeMap<Key, Option<Fault>>) {
+    /// Takes one event; policies that it is about are added.
+    fn take(&mut self, event: Event, policies: &mut BTreeSet<Key>) {
         match event {
             Event::Pod(pod) => self.cluster.put_pod(pod),
             Event::PodGone(key) => self.cluster.remove_pod(&key),
             Event::Namespace(namespace) => self.cluster.put_namespace(namespace),
             Event::NamespaceGone(name) => self.cluster.remove_namespace(&name),
-            Event::Policy(policy) => self.change_policy(policy.key.clone(), Some(policy), faults),
-            Event::PolicyGone(key) => self.change_policy(key, None, faults),
+            Event::Policy(policy) => {
+                policies.insert(policy.key.clone());
+                self.change_policy(policy.key.clone(), Some(policy));
+            }
+            Event::PolicyGone(key) => {
+                policies.insert(key.clone());
+                self.change_policy(key, None);
+            }
             Event::Logging(logging) => self.logging = logging,
         }
     }
 
-    fn change_policy(&mut self, key: Key, new: Option<Policy>, faults: &mut BTreeMap<Key, Option<Fault>>) {
+    fn change_policy(&mut self, key: Key, new: Option<Policy>) {
         let new = new.map(|policy| self.rules.compile(&mut self.cluster, &self.limits, policy));
         if let Some(new) = &new {
             self.hold(new);
         }
         let old = self.policies.remove(&key);
-        faults.entry(key.clone()).or_insert_with(|| old.as_ref().and_then(|old| old.fault.clone()));
         let same = |a: &Enforced, b: &Enforced| (a.subject, a.bodies) == (b.subject, b.bodies);
         let unchanged = matches!((&old, &new), (Some(old), Some(new)) if same(old, new));
         if let Some(old) = old {

@@ -1,7 +1,8 @@
 //! Limits, and what is wrong with policies that fail closed. Pure.
 //!
-//! A policy over a limit isolates the pods that it selects and allows nothing, as an unreadable one
-//! does; nobody else's policies are concerned.
+//! A policy over a limit of its own isolates the pods that it selects and allows nothing, as an
+//! unreadable one does. Where the policies of a pod are too much together, what they are too much for
+//! is denied. Other pods are not concerned.
 
 use thiserror::Error;
 
@@ -16,11 +17,22 @@ pub struct Limits {
     pub peers_per_policy: usize,
     /// Entries of `ports` of one policy, all rules together.
     pub ports_per_policy: usize,
+    /// Steps of one row: ranges of ports with a verdict of their own, for one pod and one remote
+    /// address. Kernels take no more.
+    pub steps_per_row: usize,
+    /// How often the rules behind one row, and the attributions in it, may mention a policy.
+    pub mentions_per_row: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { rules_per_policy: 1_000, peers_per_policy: 5_000, ports_per_policy: 5_000 }
+        Self {
+            rules_per_policy: 1_000,
+            peers_per_policy: 5_000,
+            ports_per_policy: 5_000,
+            steps_per_row: 16_384,
+            mentions_per_row: 1_000_000,
+        }
     }
 }
 
@@ -44,6 +56,17 @@ pub enum Fault {
         /// How many it has.
         found: usize,
         /// How many it may have.
+        limit: usize,
+    },
+    /// It says more than can be judged, together with the other policies of the same pods.
+    #[error(
+        "with the other policies of the pods it selects, the policy needs more than {limit} {what} for some remote \
+         addresses: connections with those are denied; divide it by pods, or join its ports to ranges"
+    )]
+    TooManyTogether {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
         limit: usize,
     },
 }

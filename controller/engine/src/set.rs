@@ -1,14 +1,15 @@
 //! Policy sets, their rows, and the policies behind each verdict. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use durward_proto::{
-    Act, AtomId, Attribution, AttributionId, Digest, Direction, PortKey, Row, SetId, Step, Verdict,
+    Act, AtomId, Attribution, AttributionId, Digest, Direction, PortKey, Row, SetId, Step, Verdict, view,
 };
 
-use crate::object::NamedPort;
+use crate::object::{Key, NamedPort};
 use crate::rules::Rules;
 use crate::table::{AtomIndex, AttributionIndex, BodyId, NameId, RowIndex, SetIndex, Table, TermId};
+use crate::{Fault, Limits};
 
 /// A term that an address matches, and the number of the named port if the term has one (else 0).
 pub(crate) type Element = (TermId, u16);
@@ -44,11 +45,18 @@ pub(crate) struct RowContent {
     pub(crate) row: Row,
     /// Each once.
     pub(crate) attributions: Box<[AttributionIndex]>,
+    /// Where it denies because it would be too large: the policy that says most, and what of.
+    overflow: Option<Box<(Key, Fault)>>,
 }
 
 /// Sets, atoms, rows and attributions.
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
+    limits: Limits,
+    /// What is wrong with policies because rows are too large, and with how many rows.
+    overflows: BTreeMap<Key, BTreeMap<Fault, u32>>,
+    /// Policies of which that may have changed since `take_touched`.
+    touched: BTreeSet<Key>,
     pub(crate) sets: Table<SetIndex, SetKey, Set>,
     pub(crate) atoms: Table<AtomIndex, Box<[Element]>, AtomId>,
     /// The base row is the one without elements.
@@ -57,6 +65,10 @@ pub(crate) struct Sets {
 }
 
 impl Sets {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// The set of these policies for pods with these named ports.
     pub(crate) fn set(
         &mut self,
@@ -81,7 +93,7 @@ impl Sets {
             for (number, rule) in (0..).zip(&rules.bodies[body].rules) {
                 match &rule.peers {
                     Some(peers) => grants.extend(peers.iter().map(|&term| (term, at, number))),
-                    None => open.extend(permitted(rules, &key, at, number).map(|(a, b)| (a, b, at))),
+                    None => self.grant(&mut open, permitted(rules, &key, at, number), at),
                 }
                 grants.extend(rule.named.iter().map(|&term| (term, at, number)));
             }
@@ -95,7 +107,7 @@ impl Sets {
         let (grants, terms, open) = (grants.into(), terms.into(), open.into());
         // The base row's key needs the set's number, which the set gets with its base row.
         let set = self.sets.insert(key, Set { id, grants, terms, open, base: RowIndex::default() });
-        let base = self.rows.insert((set, Box::default()), base);
+        let base = self.insert_row((set, Box::default()), base);
         self.rows.hold(base);
         self.sets[set].base = base;
         set
@@ -116,10 +128,12 @@ impl Sets {
                 let grants = self.matched(rules, set, &key.1);
                 let set_key = self.sets.key(set).clone();
                 let row = self.row_of(rules, &set_key, &grants);
-                self.rows.insert(key, row)
+                self.insert_row(key, row)
             }
         };
-        (self.rows[row].row != self.rows[self.sets[set].base].row).then_some(row)
+        let RowContent { row: said, overflow, .. } = &self.rows[row];
+        // A row that is too large is kept in any case, and with it what is reported of it.
+        (*said != self.rows[self.sets[set].base].row || overflow.is_some()).then_some(row)
     }
 
     /// What the set's rules permit to addresses that match these elements.
@@ -142,13 +156,83 @@ impl Sets {
         by_number.sort_unstable();
         by_number.dedup();
         for (at, rule) in by_number {
-            grants.extend(permitted(rules, key, at, rule).map(|(a, b)| (a, b, at)));
+            self.grant(&mut grants, permitted(rules, key, at, rule), at);
         }
         grants
     }
 
-    /// The row in which each grant permits, and where none does, all of the set's policies deny.
+    /// Adds what one of a set's bodies permits, up to one more than can be judged.
+    fn grant(&self, to: &mut Vec<Grant>, ranges: impl Iterator<Item = (PortKey, PortKey)>, at: u32) {
+        let room = (self.limits.mentions_per_row + 1).saturating_sub(to.len());
+        to.extend(ranges.take(room).map(|(first, last)| (first, last, at)));
+    }
+
+    fn insert_row(&mut self, key: (SetIndex, Box<[Element]>), row: RowContent) -> RowIndex {
+        if let Some((policy, fault)) = row.overflow.as_deref() {
+            self.touched.insert(policy.clone());
+            *self.overflows.entry(policy.clone()).or_default().entry(fault.clone()).or_default() += 1;
+        }
+        self.rows.insert(key, row)
+    }
+
+    fn remove_overflow(&mut self, policy: Key, fault: &Fault) {
+        if let Some(faults) = self.overflows.get_mut(&policy) {
+            if let Some(rows) = faults.get_mut(fault) {
+                *rows -= 1;
+            }
+            faults.retain(|_, rows| *rows > 0);
+            if faults.is_empty() {
+                self.overflows.remove(&policy);
+            }
+            self.touched.insert(policy);
+        }
+    }
+
+    /// What is wrong with a policy because rows are too large.
+    pub(crate) fn overflow(&self, policy: &Key) -> Option<&Fault> {
+        self.overflows.get(policy)?.keys().next()
+    }
+
+    /// Policies of which that may have changed since the last time.
+    pub(crate) fn take_touched(&mut self) -> BTreeSet<Key> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// The row in which each grant permits, and where none does, all of the set's policies deny. What
+    /// is too large to be judged is denied whole.
     fn row_of(&mut self, rules: &mut Rules, set: &SetKey, grants: &[Grant]) -> RowContent {
+        let (steps, overflow) = match self.steps(rules, set, grants) {
+            Ok(steps) => (steps, None),
+            Err(fault) => {
+                let denied = (PortKey::MIN, Verdict::Deny, self.attribution(rules, &set.bodies));
+                (vec![denied], Some(Box::new((set.heaviest(rules, grants), fault))))
+            }
+        };
+        let mut attributions: Vec<_> = steps.iter().map(|&(.., attribution)| attribution).collect();
+        attributions.sort_unstable();
+        attributions.dedup();
+        attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
+        let step = |(start, verdict, attribution)| {
+            let attribution: &(AttributionId, _) = &self.attributions[attribution];
+            Step { start, act: Act { verdict, attribution: attribution.0 } }
+        };
+        match Row::new(steps.into_iter().map(step).collect()) {
+            Ok(row) => RowContent { row, attributions: attributions.into(), overflow },
+            Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
+        }
+    }
+
+    fn steps(
+        &mut self,
+        rules: &mut Rules,
+        set: &SetKey,
+        grants: &[Grant],
+    ) -> Result<Vec<(PortKey, Verdict, AttributionIndex)>, Fault> {
+        let Limits { steps_per_row, mentions_per_row, .. } = self.limits;
+        let too_many = |what, limit| Err(Fault::TooManyTogether { what, limit });
+        if grants.len() > mentions_per_row {
+            return too_many("ports of rules", mentions_per_row);
+        }
         let mut edges: BTreeMap<PortKey, Vec<(u32, bool)>> = BTreeMap::from([(PortKey::MIN, vec![])]);
         for &(first, last, at) in grants {
             edges.entry(first).or_default().push((at, true));
@@ -157,8 +241,8 @@ impl Sets {
             }
         }
         let mut permitting = BTreeMap::<u32, u32>::new();
-        let (mut steps, mut attributions) = (vec![], vec![]);
-        let mut said: Option<(Verdict, AttributionIndex)> = None;
+        let mut steps: Vec<(PortKey, Verdict, AttributionIndex)> = vec![];
+        let mut mentions = 0;
         for (start, mut here) in edges {
             // Begins first, so that what stops where it also begins does not leave the map between.
             here.sort_unstable_by_key(|&(_, begins)| !begins);
@@ -174,20 +258,18 @@ impl Sets {
                 false => (Verdict::Allow, permitting.keys().map(|&at| set.bodies[at as usize]).collect()),
             };
             let attribution = self.attribution(rules, &bodies);
-            if said != Some((verdict, attribution)) {
-                said = Some((verdict, attribution));
-                let act = Act { verdict, attribution: self.attributions[attribution].0 };
-                steps.push(Step { start, act });
-                attributions.push(attribution);
+            if steps.last().is_none_or(|&(_, said, by)| (said, by) != (verdict, attribution)) {
+                steps.push((start, verdict, attribution));
+                mentions += bodies.len();
+            }
+            if steps.len() > steps_per_row {
+                return too_many("ranges of ports", steps_per_row);
+            }
+            if mentions > mentions_per_row {
+                return too_many("mentions of policies", mentions_per_row);
             }
         }
-        attributions.sort_unstable();
-        attributions.dedup();
-        attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
-        match Row::new(steps) {
-            Ok(row) => RowContent { row, attributions: attributions.into() },
-            Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
-        }
+        Ok(steps)
     }
 
     fn attribution(&mut self, rules: &mut Rules, bodies: &[BodyId]) -> AttributionIndex {
@@ -224,6 +306,9 @@ impl Sets {
             self.rows.release(set.base);
         }
         for (_, _, row) in self.rows.collect() {
+            if let Some(overflow) = row.overflow {
+                self.remove_overflow(overflow.0, &overflow.1);
+            }
             row.attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
         for (_, names, _) in self.attributions.collect() {
@@ -251,6 +336,19 @@ fn permitted<'a>(
 }
 
 impl SetKey {
+    /// The policy that says most; of several, the first by name.
+    fn heaviest(&self, rules: &Rules, grants: &[Grant]) -> Key {
+        let mut weights = vec![0_usize; self.bodies.len()];
+        grants.iter().for_each(|&(.., at)| weights[at as usize] += 1);
+        let names = self.bodies.iter().map(|&body| rules.names.key(rules.bodies[body].name));
+        let heaviest =
+            weights.into_iter().zip(names).max_by_key(|&(weight, name)| (weight, std::cmp::Reverse(name)));
+        match heaviest {
+            Some((_, view::Policy { namespace, name, .. })) => Key::new(namespace.clone(), name.clone()),
+            None => unreachable!("a set has policies"),
+        }
+    }
+
     fn id(&self, rules: &Rules) -> SetId {
         let mut digests: Vec<_> = self.bodies.iter().map(|&body| rules.bodies.key(body).0).collect();
         digests.sort_unstable();

@@ -453,6 +453,36 @@ fn a_policy_over_a_limit_fails_closed_and_names_the_number() {
 }
 
 #[test]
+fn policies_that_are_too_much_together_deny_what_they_are_too_much_for() {
+    let limits = Limits { steps_per_row: 7, ..Limits::default() };
+    let mut engine = Engine::new(limits);
+    let y = |ports: [u16; 2]| [rule([pods("app=y")], ports.map(tcp))];
+    let z = rule([pods("app=z")], [tcp(80)]);
+    engine.apply([
+        on_node("a/x", "app=x", "10.0.0.1"),
+        on_node("a/y", "app=y", "10.0.0.2"),
+        on_node("a/z", "app=z", "10.0.0.3"),
+        put(ingress("a/some", "app=x", y([10, 20]).into_iter().chain([z]))),
+    ]);
+    let mut view = engine.subscribe("node");
+    let verdict = |view: &NodeView, remote| {
+        let act = view.act(&"a/x".into(), Ingress, address(remote), PortKey::new(6, 80));
+        act.map(|act| act.verdict)
+    };
+    let more = |ports| [put(ingress("a/more", "app=x", [rule([pods("app=y")], ports)]))];
+    let outcome = engine.apply(more(vec![tcp(30), tcp(80), tcp(90)]));
+    let fault = Fault::TooManyTogether { what: "ranges of ports", limit: 7 };
+    assert_eq!(outcome.faults, [(key("a/more"), Some(fault))].into(), "the policy that says most");
+    view = view.patched(outcome.patches["node"].clone()).unwrap();
+    assert_eq!(verdict(&view, "10.0.0.2"), Some(Verdict::Deny));
+    assert_eq!(verdict(&view, "10.0.0.3"), Some(Verdict::Allow), "another address, to which less is said");
+    let outcome = engine.apply(more(vec![tcp(80)]));
+    assert_eq!(outcome.faults, [(key("a/more"), None)].into());
+    view = view.patched(outcome.patches["node"].clone()).unwrap();
+    assert_eq!(verdict(&view, "10.0.0.2"), Some(Verdict::Allow));
+}
+
+#[test]
 fn a_policy_of_a_thousand_peers_and_a_thousand_ports() {
     let peers = (0..500).map(|n| pods(&format!("app=p{n}"))).chain((0..=255).flat_map(|n| {
         [
