@@ -20,7 +20,7 @@ pub(crate) const PODS: [&str; 3] = ["a", "b", "c"];
 const PORTS: [u16; 2] = [80, 81];
 
 /// How long silence is a denial. Each matrix must hold twice in a row, so one slow answer does not decide.
-const SILENCE: Duration = Duration::from_millis(900);
+const SILENCE: Duration = Duration::from_millis(650);
 
 /// A policy: its key, and its spec as JSON.
 pub(crate) type PolicyJson = (Key, Value);
