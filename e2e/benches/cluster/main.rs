@@ -7,13 +7,25 @@ mod propagation;
 mod resident;
 mod transfer;
 
+use std::process::ExitCode;
+
 use durward_e2e::{Bed, Config, Pod, Result, end_with_parent, install};
 use serde_json::{Map, Value};
 
 /// The namespace of everything that is measured.
 const NAMESPACE: &str = "bench";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Result<()> {
     end_with_parent()?;
     let bed = Bed::up(Config::new("bench").nodes(2))?;
     install(&bed, &[])?;

@@ -24,10 +24,10 @@ pub(crate) fn measure(bed: &Bed, client: &Pod, server: &Pod) -> Result<Figures> 
         let done = AtomicBool::new(false);
         busy.push(thread::scope(|scope| {
             let changing = scope.spawn(|| change(bed, &done));
-            let retransmitted = transfer(client, server);
+            let again = transfer(client, server);
             done.store(true, Ordering::Relaxed);
             changes += changing.join().unwrap()?;
-            retransmitted
+            again
         })?);
     }
     println!(
@@ -55,15 +55,17 @@ fn change(bed: &Bed, done: &AtomicBool) -> Result<usize> {
 /// How many segments of one stream were sent again.
 fn transfer(client: &Pod, server: &Pod) -> Result<u64> {
     thread::scope(|scope| {
-        let serving = scope.spawn(|| server.network.command("iperf3", &["-s", "-1", "-p", PORT]));
+        // Ends after one stream, and if none ever comes.
+        let serve = ["-s", "-1", "--idle-timeout", "120", "-p", PORT];
+        let serving = scope.spawn(move || server.network.command("iperf3", &serve));
         let address = server.v4.to_string();
-        // The server may not listen yet.
-        let report = wait("iperf3 runs", || {
-            let run = client.network.command("iperf3", &["-J", "-c", &address, "-p", PORT, "-t", SECONDS]);
-            run.map_err(|error| error.to_string())
+        let again = wait("iperf3 transfers", || {
+            let run = ["-J", "-c", &address, "-p", PORT, "-t", SECONDS];
+            let report = client.network.command("iperf3", &run).map_err(|error| error.to_string())?;
+            let value: Value = serde_json::from_str(&report).map_err(|error| error.to_string())?;
+            // Without a server, which may not listen yet, it reports an error.
+            value["end"]["sum_sent"]["retransmits"].as_u64().ok_or(report)
         })?;
-        serving.join().unwrap()?;
-        let report: Value = serde_json::from_str(&report).unwrap();
-        Ok(report["end"]["sum_sent"]["retransmits"].as_u64().unwrap())
+        serving.join().unwrap().map(|_| again)
     })
 }
