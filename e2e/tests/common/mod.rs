@@ -21,7 +21,11 @@ pub(crate) struct Listening {
 }
 
 /// Makes pods in a namespace of their own, each labelled `app=<name>`, and starts their servers.
-pub(crate) fn pods<const N: usize>(bed: &Bed, namespace: &str, names: [(&str, &str); N]) -> Result<[Listening; N]> {
+pub(crate) fn pods<const N: usize>(
+    bed: &Bed,
+    namespace: &str,
+    names: [(&str, &str); N],
+) -> Result<[Listening; N]> {
     bed.namespace(namespace, &[("team", namespace)])?;
     for (name, node) in names {
         bed.run_pod(&format!("{namespace}/{name}"), node, &[("app", name)])?;
@@ -43,7 +47,13 @@ pub(crate) fn policy(bed: &Bed, namespace: &str, name: &str, spec: Value) -> Res
 }
 
 /// The same, with annotations.
-pub(crate) fn annotated_policy(bed: &Bed, namespace: &str, name: &str, notes: Value, spec: Value) -> Result<()> {
+pub(crate) fn annotated_policy(
+    bed: &Bed,
+    namespace: &str,
+    name: &str,
+    notes: Value,
+    spec: Value,
+) -> Result<()> {
     let policy = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": namespace, "name": name, "annotations": notes}, "spec": spec,
