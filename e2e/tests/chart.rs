@@ -1,4 +1,5 @@
 //! The chart: what it asks for, what it refuses, and what stays when it goes. Needs root for the API server.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test, and says where")]
 
 use std::{
     path::{Path, PathBuf},
@@ -10,10 +11,10 @@ use serde_json::Value;
 
 fn main() -> ExitCode {
     let tests = [
-        Test { name: "helm_finds_nothing_to_mend", run: |_| Ok(lint()) },
-        Test { name: "the_enforcer_has_four_capabilities_and_no_token", run: |_| Ok(enforcer()) },
-        Test { name: "the_controller_reads_and_writes_only_its_own", run: |_| Ok(controller()) },
-        Test { name: "wrong_values_are_refused_by_name", run: |_| Ok(wrong_values()) },
+        Test { name: "helm_finds_nothing_to_mend", run: lint },
+        Test { name: "the_enforcer_has_four_capabilities_and_no_token", run: enforcer },
+        Test { name: "the_controller_reads_and_writes_only_its_own", run: controller },
+        Test { name: "wrong_values_are_refused_by_name", run: wrong_values },
         Test { name: "the_definition_is_the_generated_one_and_outlives_the_release", run: outlives },
     ];
     run(Config::new("chart"), |_| Ok(()), &tests)
@@ -42,12 +43,13 @@ fn strings(value: &Value) -> Vec<&str> {
     value.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-fn lint() {
+fn lint(_: &Bed) -> Result<()> {
     let said = helm(&["lint", "--strict"]).unwrap();
     assert!(said.contains("0 chart(s) failed") && !said.contains("[WARNING]"), "{said}");
+    Ok(())
 }
 
-fn enforcer() {
+fn enforcer(_: &Bed) -> Result<()> {
     let [set] = &rendered("DaemonSet")[..] else { panic!("one DaemonSet") };
     let pod = &set["spec"]["template"]["spec"];
     assert_eq!(pod["automountServiceAccountToken"], false);
@@ -61,9 +63,10 @@ fn enforcer() {
     assert!(!strings(&container["args"]).iter().any(|arg| arg.starts_with("--controller")));
     assert_eq!(pod["enableServiceLinks"], true);
     assert_eq!(pod["tolerations"], serde_json::json!([{"operator": "Exists"}]));
+    Ok(())
 }
 
-fn controller() {
+fn controller(_: &Bed) -> Result<()> {
     let [role] = &rendered("ClusterRole")[..] else { panic!("one ClusterRole") };
     for rule in role["rules"].as_array().unwrap() {
         let (resources, verbs) = (strings(&rule["resources"]), strings(&rule["verbs"]));
@@ -80,9 +83,10 @@ fn controller() {
     let pod = &deployment["spec"]["template"]["spec"];
     assert_eq!(pod["hostNetwork"], true, "it must never wait for the pod network that it configures");
     assert_eq!(pod["containers"][0]["securityContext"]["runAsNonRoot"], true);
+    Ok(())
 }
 
-fn wrong_values() {
+fn wrong_values(_: &Bed) -> Result<()> {
     for (value, named) in [
         ("enforcer.unknownPods=maybe", "unknownPods"),
         ("controller.grpcPort=70000", "grpcPort"),
@@ -92,6 +96,7 @@ fn wrong_values() {
         let refusal = helm(&["template", "durward", "--set", value]).unwrap_err();
         assert!(refusal.contains(named), "{value}: {refusal}");
     }
+    Ok(())
 }
 
 fn outlives(bed: &Bed) -> Result<()> {

@@ -1,4 +1,5 @@
 //! What outlives what: connections and verdicts, when daemons come, go and are away. On the bridge plugin. Needs root.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test, and says where")]
 
 mod common;
 

@@ -179,7 +179,7 @@ fn egress_rules() -> Vec<Named> {
         ("to one port of everybody", to(&[], ports(&[("TCP", 80)]))),
         (
             "to a range of ports",
-            to(&[everybody.clone()], json!([{"protocol": "UDP", "port": 80, "endPort": 81}])),
+            to(std::slice::from_ref(&everybody), json!([{"protocol": "UDP", "port": 80, "endPort": 81}])),
         ),
         ("to a port by its name", to(&[everybody], json!([{"port": "serve-81-tcp"}]))),
         (
