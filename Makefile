@@ -23,7 +23,7 @@ help: ## These lines
 setup: ## Install what is needed from Debian, if it is not there
 	@e2e/scripts/setup
 	@mkdir -p $(CARGO_TARGET_DIR)
-	@[[ -f $(CHECKOUT) && $$(<$(CHECKOUT)) == $(CURDIR) ]] || git ls-files -z | xargs -0 touch --no-create
+	@[[ -f $(CHECKOUT) && $$(<$(CHECKOUT)) == $(CURDIR) ]] || find . -name .git -prune -o -type f -print0 | xargs -0 touch --no-create
 	@echo $(CURDIR) > $(CHECKOUT)
 
 demo: setup ## A guided tour on a throwaway two-node Kubernetes made here

@@ -76,7 +76,8 @@ static __always_inline bool is_dhcp(const struct ep *e, const struct packet *p)
 	       ((local == 68 && remote == 67) || (local == 546 && remote == 547));
 }
 
-/* Would a node unpack it? Then its inner source would be believed. */
+/* Would a node unpack it? Then its inner source would be believed. Whatever the destination: this node knows its own
+ * addresses, not the others', and a tunnel device also takes what is broadcast. */
 static __noinline bool is_tunnel(struct packet *p)
 {
 	struct config *cfg = configuration();
@@ -86,7 +87,7 @@ static __noinline bool is_tunnel(struct packet *p)
 		for (int i = 0; i < TUNNEL_PORTS; i++)
 			tunnel |= cfg->tunnel_port[i] && cfg->tunnel_port[i] == p->key.rport;
 	}
-	return tunnel && host_kind(&p->key.remote);
+	return tunnel;
 }
 
 /* PASS, or why not. */

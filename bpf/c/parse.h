@@ -51,6 +51,7 @@ struct packet {
 	__u8 adopted;   /* of a connection that was there before us */
 	__u8 ct_flags;  /* of its entry */
 	__u8 has_service;
+	__u8 from_link; /* of IPv6: hop limit 255, which no router leaves as it is */
 	__be16 sport;   /* the frontend that was called; the key has its backend */
 	struct addr service;
 };
@@ -95,7 +96,7 @@ static __always_inline void icmp(struct packet *p, __u32 dir, __u8 type, __be16 
 	}
 }
 
-static __always_inline void icmp6(struct packet *p, __u32 dir, __u8 type, __be16 id, bool from_link)
+static __always_inline void icmp6(struct packet *p, __u32 dir, __u8 type, __be16 id)
 {
 	const struct addr *dst = dir == EGRESS ? &p->key.remote : &p->key.local;
 
@@ -106,7 +107,7 @@ static __always_inline void icmp6(struct packet *p, __u32 dir, __u8 type, __be16
 		set_echo(p, id, !dir);
 	} else if (type >= 1 && type <= 4) {
 		p->kind = KIND_ICMP_ERROR;
-	} else if (type >= 133 && type <= 137 && from_link) {
+	} else if (type >= 133 && type <= 137 && p->from_link) {
 		p->kind = KIND_NEIGHBOUR;
 	} else if (((type >= 130 && type <= 132) || type == 143) && is_link_multicast(dst)) {
 		p->kind = KIND_MULTICAST;
@@ -114,7 +115,7 @@ static __always_inline void icmp6(struct packet *p, __u32 dir, __u8 type, __be16
 }
 
 /* Reads the transport header: 14 bytes of it, of which `have` are there. */
-static __always_inline int transport(struct packet *p, __u32 dir, const __u8 *h, __u32 have, bool from_link)
+static __always_inline int transport(struct packet *p, __u32 dir, const __u8 *h, __u32 have)
 {
 	__be16 first = *(__be16 *)h, second = *(__be16 *)(h + 2);
 
@@ -141,7 +142,7 @@ static __always_inline int transport(struct packet *p, __u32 dir, const __u8 *h,
 		return PARSED;
 	case IPPROTO_ICMPV6:
 		if (!is_v4(&p->key.remote))
-			icmp6(p, dir, h[0], *(__be16 *)(h + 4), from_link);
+			icmp6(p, dir, h[0], *(__be16 *)(h + 4));
 		return PARSED;
 	default: /* no ports */
 		return PARSED;
@@ -166,10 +167,10 @@ __noinline int load_transport(struct __sk_buff *ctx, struct packet *p, __u32 dir
 	if (!has_header(p->proto))
 		return PARSED;
 	if (len >= 14 && !bpf_skb_load_bytes(ctx, p->l4, h, 14))
-		return transport(p, dir, h, 14, false);
+		return transport(p, dir, h, 14);
 	/* Of UDP and ICMP 8 bytes are enough; of a fragment of TCP they are not: its flags come later. */
 	if (len >= 8 && !bpf_skb_load_bytes(ctx, p->l4, h, 8))
-		return transport(p, dir, h, 8, false);
+		return transport(p, dir, h, 8);
 	return p->fragment ? DROP_SHORT_FRAGMENT : DROP_MALFORMED;
 }
 
@@ -217,7 +218,7 @@ static __always_inline int parse4(struct __sk_buff *ctx, struct packet *p, __u32
 	}
 	h = data + ETH_HLEN + header;
 	if (likely((void *)h + 14 <= end))
-		return transport(p, dir, h, 14, false);
+		return transport(p, dir, h, 14);
 	if (!has_header(p->proto))
 		return PARSED;
 	have = 8;
@@ -297,10 +298,11 @@ static __always_inline int parse6(struct __sk_buff *ctx, struct packet *p, __u32
 	p->proto = ip->nexthdr;
 	p->payload = bpf_ntohs(ip->payload_len);
 	p->l4 = ETH_HLEN + sizeof(*ip);
+	p->from_link = ip->hop_limit == 255;
 	if (likely((void *)h + 14 <= end && has_header(p->proto)))
-		return transport(p, dir, h, 14, ip->hop_limit == 255);
+		return transport(p, dir, h, 14);
 	if ((void *)h + 8 <= end && p->proto == IPPROTO_ICMPV6) {
-		icmp6(p, dir, h[0], *(__be16 *)(h + 4), ip->hop_limit == 255);
+		icmp6(p, dir, h[0], *(__be16 *)(h + 4));
 		return PARSED;
 	}
 	return extensions(ctx, p, dir);

@@ -89,9 +89,10 @@ __noinline int pass_error(struct __sk_buff *ctx, struct ep *e, struct packet *p,
 
 	struct packet q;
 	struct ctv *v;
-	/* The pod's side is the same inside and outside: who sent the quoted packet is told of it. */
-
-	if (!p->fragment && quoted(ctx, p, &q, dir) && same(&q.key.local, &p->key.local)) {
+	/* Who sent the quoted packet is told of it, and nobody else: what a pod says outside of its connections is judged.
+	 * To the pod, any router may tell. */
+	if (!p->fragment && quoted(ctx, p, &q, dir) && same(&q.key.local, &p->key.local) &&
+	    (dir == INGRESS || same(&q.key.remote, &p->key.remote))) {
 		v = bpf_map_lookup_elem(&ct, &q.key);
 		if (v && is_live(v, &q.key, jiffies()) && fits_host(ctx, v, dir) &&
 		    READ_ONCE(v->word) == READ_ONCE(e->word[v->opener & 1]))

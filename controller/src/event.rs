@@ -102,12 +102,23 @@ pub(crate) fn reference<K: Resource<DynamicType = ()>>(
     }
 }
 
+/// What an object may be called at most.
+const MAX_NAME_BYTES: usize = 253;
+
+/// The object's name as far as there is room, and the time: unique, and still a name.
+fn event_name(object: &str, now: Timestamp) -> String {
+    let time = format!("{:x}", now.as_nanosecond());
+    let room = MAX_NAME_BYTES - time.len() - 1;
+    let object = object.char_indices().take_while(|(at, _)| *at < room).map(|(_, c)| c).collect::<String>();
+    format!("{}.{time}", object.trim_end_matches(['.', '-']))
+}
+
 fn event(notice: Notice, now: Timestamp) -> Event {
     let Notice { regarding, severity, reason, action, note } = notice;
     let name = regarding.name.as_deref().unwrap_or(REPORTER);
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            name: Some(event_name(name, now)),
             // Events on cluster-scoped objects live in the namespace "default".
             namespace: Some(regarding.namespace.clone().unwrap_or_else(|| "default".to_owned())),
             ..ObjectMeta::default()
@@ -136,6 +147,13 @@ fn shortened(mut note: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_name_is_shortened_to_what_an_event_may_be_called() {
+        let name = event_name(&format!("{}.{}", "a".repeat(234), "b".repeat(18)), Timestamp::now());
+        assert!(name.len() <= MAX_NAME_BYTES && name.starts_with("aaa") && !name.contains(".."), "{name}");
+        assert_eq!(event_name("short", Timestamp::UNIX_EPOCH), "short.0");
+    }
 
     #[test]
     fn an_event_of_a_cluster_scoped_object_lives_in_default_and_its_note_fits() {

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, ApiResource};
 use kube::{Client, Resource};
+use nix::errno::Errno;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch as latest};
@@ -76,7 +77,13 @@ impl Listeners {
     /// [`RunError::Listen`] names the address.
     pub async fn bind(config: &Config) -> Result<Self, RunError> {
         let bind = async |address| {
-            TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
+            let bound = match TcpListener::bind(address).await {
+                Err(error) if without_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
+                    TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+                }
+                bound => bound,
+            };
+            bound.map_err(|source| RunError::Listen { address, source })
         };
         Ok(Self { grpc: bind(config.listen).await?, http: bind(config.metrics_listen).await? })
     }
@@ -89,6 +96,11 @@ impl Listeners {
     pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
         Ok((self.grpc.local_addr()?, self.http.local_addr()?))
     }
+}
+
+/// Whether the host has no IPv6 (`ipv6.disable=1`): all its addresses are IPv4 ones.
+fn without_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32)
 }
 
 /// Runs the controller until `stop` resolves; it then ends its streams and is done.

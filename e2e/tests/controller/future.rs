@@ -37,9 +37,10 @@ impl Requests {
     /// Holds if the controller did not ask for anything twice, nor for anything else.
     pub(crate) fn listed_and_watched_each_kind_once(&self) {
         let mut counts = self.0.lock().unwrap().clone();
-        // The API server ends the watches of a resource whose CRD was applied anew, and they begin again.
-        let (_, watches) = counts.get_mut("networkloggings").unwrap();
-        *watches = (*watches).min(1);
+        // A watch that ends goes on where it was: after some minutes, and when its CRD is applied anew.
+        for (_, watches) in counts.values_mut() {
+            *watches = (*watches).min(1);
+        }
         let kinds =
             ["jobs", "namespaces", "networkloggings", "networkpolicies", "nodes", "pods", "replicasets"];
         let once: BTreeMap<_, _> = kinds.map(|kind| (kind.to_owned(), (1, 1))).into();
