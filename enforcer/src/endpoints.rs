@@ -11,27 +11,26 @@
 
 mod cgroup;
 mod conntrack;
+mod folder;
 mod link;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use durward_plan::Found;
-use durward_proto::{Digest, PodUid};
+use durward_proto::PodUid;
 use futures::{FutureExt, StreamExt};
 use inotify::{Inotify, WatchMask};
-use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use rtnetlink::{Handle, MulticastGroup};
 use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::status::{Problem, Status};
+use folder::{Listing, Name};
 
 /// What was found on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +56,24 @@ pub enum FindError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A namespace's file is there and cannot be opened.
+    #[error(
+        "cannot open {path}, a network namespace's file: {source}; if it is a new pod's, nothing is enforced for it"
+    )]
+    Namespace {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The processes cannot be listed.
+    #[error("cannot list the processes in {path}, which say whose a network namespace is: {source}")]
+    Processes {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The kernel does not answer about interfaces.
     #[error("rtnetlink does not answer: {0}")]
     Netlink(#[from] rtnetlink::Error),
@@ -65,10 +82,14 @@ pub enum FindError {
     Socket(std::io::Error),
 }
 
-/// How often a namespace is asked that just appeared (older ones more seldom: containers start within
-/// seconds), and how often everything is looked at anyway.
+/// How often a namespace is asked that just appeared, how often while it is young (an image may have to be
+/// pulled first, and from the first process on the pod is open until it is attached), and how long it is that.
 const ASK_EVERY: Duration = Duration::from_millis(20);
+const ASK_YOUNG_EVERY: Duration = Duration::from_millis(100);
+const YOUNG: Duration = Duration::from_secs(120);
+/// How often everything is looked at anyway, and how soon again if that failed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Looks for pods.
 pub struct Finder {
@@ -79,13 +100,6 @@ pub struct Finder {
     events: futures::stream::BoxStream<'static, ()>,
     namespaces: BTreeMap<Name, Namespace>,
     first_scan_done: bool,
-}
-
-/// A namespace's file and inode. Inodes come again; runtimes name each file anew.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Name {
-    file: String,
-    inode: u64,
 }
 
 /// What is known of a namespace.
@@ -133,9 +147,8 @@ impl Finder {
             if folder.is_none() {
                 folder = self.watch_folder();
             }
-            match self.scan().await {
-                Ok(found) => {
-                    self.status.clear(&Problem::Endpoints);
+            let failed = match self.scan().await {
+                Ok((found, unopened)) => {
                     findings.send_if_modified(|last| {
                         let differs = last.as_deref() != Some(&found);
                         if differs {
@@ -143,16 +156,21 @@ impl Finder {
                         }
                         differs
                     });
+                    unopened
                 }
                 Err(error) => {
-                    self.status.raise(Problem::Endpoints, error);
                     // It may be another folder by now.
                     folder = None;
+                    Some(error)
                 }
+            };
+            let mut pause = self.pause();
+            if let Some(error) = failed {
+                pause = pause.min(RETRY_AFTER);
+                self.status.raise(Problem::Endpoints, error);
+            } else {
+                self.status.clear(&Problem::Endpoints);
             }
-            let unbound = self.namespaces.values().filter(|namespace| !namespace.bound());
-            let youngest = unbound.map(|namespace| namespace.seen.elapsed()).min();
-            let pause = youngest.map_or(LOOK_EVERY, |age| (age / 8).clamp(ASK_EVERY, LOOK_EVERY));
             let changed = async {
                 if let Some(changes) = &mut folder
                     && changes.next().await.is_some()
@@ -175,6 +193,12 @@ impl Finder {
         }
     }
 
+    /// How long nothing needs to be looked at unless something happens.
+    fn pause(&self) -> Duration {
+        let unbound = self.namespaces.values().filter(|namespace| !namespace.bound());
+        pause(unbound.map(|namespace| namespace.seen.elapsed()).min())
+    }
+
     fn watch_folder(&self) -> Option<futures::stream::BoxStream<'static, ()>> {
         let inotify = Inotify::init().ok()?;
         inotify
@@ -184,14 +208,18 @@ impl Finder {
         Some(inotify.into_event_stream([0; 4096]).ok()?.map(drop).boxed())
     }
 
-    /// One look at everything.
-    async fn scan(&mut self) -> Result<Findings, FindError> {
-        let interfaces = link::interfaces(&self.handle).await?;
-        self.list_namespaces().await?;
-        self.ask_processes().await;
+    /// One look at everything. What cannot be asked is no answer: an error leaves all as it was found last, and
+    /// so does a file that cannot be opened for its namespace.
+    async fn scan(&mut self) -> Result<(Findings, Option<FindError>), FindError> {
+        // Addresses first: the link of each of them is known then.
+        let addresses = link::addresses(&self.handle).await?;
+        let link::Interfaces { to_namespace, tunnel_ports, services } =
+            link::interfaces(&self.handle).await?;
+        self.tell_ipvs(services.is_some());
+        let unopened = self.list_namespaces().await?;
+        self.ask_processes().await?;
         self.first_scan_done = true;
-        let host = link::host_addresses(&self.handle).await?;
-        let link::Interfaces { to_namespace, tunnel_ports } = interfaces;
+        let host = link::host_addresses(&addresses, services);
         let mut findings = Findings { host, tunnel_ports, ..Findings::default() };
         for (name, namespace) in &self.namespaces {
             let interface = namespace.number.and_then(|number| to_namespace.get(&number));
@@ -205,22 +233,32 @@ impl Finder {
             findings.found.insert(interface, found);
             findings.started_ticks.extend(namespace.started_ticks.map(|ticks| (interface, ticks)));
         }
-        Ok(findings)
+        Ok((findings, unopened))
     }
 
-    /// Keeps `namespaces` as the folder is, and asks for the numbers that are not known yet.
-    async fn list_namespaces(&mut self) -> Result<(), FindError> {
-        let failed = |source| FindError::Folder { path: self.netns_dir.clone(), source };
-        let mut listed = BTreeSet::new();
-        for entry in std::fs::read_dir(&self.netns_dir).map_err(failed)?.flatten() {
-            // A file that went meanwhile, or on which nothing is mounted yet, is none.
-            let Ok(file) = File::open(entry.path()) else { continue };
-            let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { continue };
-            if fstatfs(&file).is_ok_and(|of| of.filesystem_type() != NSFS_MAGIC) {
-                continue;
-            }
-            let name = Name { file: entry.file_name().to_string_lossy().into_owned(), inode };
-            let known = self.namespaces.entry(name.clone()).or_insert_with(|| Namespace {
+    fn tell_ipvs(&self, exists: bool) {
+        if exists {
+            let link = link::SERVICES;
+            let text = format!(
+                "kube-proxy runs in IPVS mode (there is a link {link}): egress through Services is judged by their \
+                 own addresses, not by their backends; run it in iptables or nftables mode"
+            );
+            self.status.raise(Problem::Services, text);
+        } else {
+            self.status.clear(&Problem::Services);
+        }
+    }
+
+    /// Keeps `namespaces` as the folder is, and asks for the numbers that are not known yet. Says which file
+    /// could not be opened.
+    async fn list_namespaces(&mut self) -> Result<Option<FindError>, FindError> {
+        let known = self.namespaces.keys().cloned().collect();
+        let listing = folder::list(&self.netns_dir, &known)
+            .map_err(|source| FindError::Folder { path: self.netns_dir.clone(), source })?;
+        let Listing { namespaces: listed, unopened } = listing;
+        self.namespaces.retain(|name, _| listed.contains_key(name));
+        for (name, file) in listed {
+            let known = self.namespaces.entry(name).or_insert_with(|| Namespace {
                 seen: Instant::now(),
                 new: self.first_scan_done,
                 number: None,
@@ -228,26 +266,25 @@ impl Finder {
                 addresses: Vec::new(),
                 started_ticks: None,
             });
-            if known.number.is_none() {
+            if let (None, Some(file)) = (known.number, file) {
                 known.number = link::number_of(&mut self.handle, &file).await?;
             }
-            listed.insert(name);
         }
-        self.namespaces.retain(|name, _| listed.contains(name));
-        Ok(())
+        Ok(unopened.map(|(path, source)| FindError::Namespace { path, source }))
     }
 
     /// Asks the processes of the namespaces that are not bound whose they are.
-    async fn ask_processes(&mut self) {
+    async fn ask_processes(&mut self) -> Result<(), FindError> {
         let unbound = self.namespaces.iter().filter(|(_, namespace)| !namespace.bound());
         let wanted: BTreeSet<u64> = unbound.map(|(name, _)| name.inode).collect();
         if wanted.is_empty() {
-            return;
+            return Ok(());
         }
         let proc = self.proc.clone();
         let asked = tokio::task::spawn_blocking(move || process::inhabitants(&proc, &wanted)).await;
-        // It only fails if it panics, and then nobody said anything.
-        let mut answers = asked.unwrap_or_default();
+        let mut answers = asked
+            .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+            .map_err(|source| FindError::Processes { path: self.proc.clone(), source })?;
         let mut inherited = BTreeSet::new();
         for (name, namespace) in self.namespaces.iter_mut().filter(|(_, namespace)| !namespace.bound()) {
             let answer = answers.remove(&name.inode).unwrap_or_default();
@@ -265,6 +302,15 @@ impl Finder {
         if !inherited.is_empty() {
             forget_connections(inherited, &self.status).await;
         }
+        Ok(())
+    }
+}
+
+/// How long to wait, if the youngest namespace that is not bound has this age.
+fn pause(youngest: Option<Duration>) -> Duration {
+    match youngest {
+        Some(age) if age < YOUNG => (age / 8).clamp(ASK_EVERY, ASK_YOUNG_EVERY),
+        _ => LOOK_EVERY,
     }
 }
 
@@ -286,18 +332,23 @@ async fn forget_connections(addresses: BTreeSet<IpAddr>, status: &Status) {
     }
 }
 
-impl Name {
-    /// A number that no other namespace has.
-    fn identity(&self) -> u64 {
-        let Digest(bytes) = Digest::of("netns", [self.file.as_bytes(), &self.inode.to_be_bytes()]);
-        bytes.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
-    }
-}
-
 /// Every interface has such an address; it is nobody's name.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_young_namespace_is_asked_often() {
+        assert_eq!(pause(Some(Duration::ZERO)), ASK_EVERY);
+        assert_eq!(pause(Some(YOUNG - Duration::from_millis(1))), ASK_YOUNG_EVERY);
+        assert_eq!(pause(Some(YOUNG)), LOOK_EVERY);
+        assert_eq!(pause(None), LOOK_EVERY);
     }
 }

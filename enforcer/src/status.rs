@@ -21,8 +21,12 @@ pub enum Problem {
     Unknown(u32),
     /// Pods cannot be found.
     Endpoints,
+    /// Services of this node hide which backend is meant.
+    Services,
     /// The host's connection tracking could not be asked to forget a new pod's addresses.
     Conntrack,
+    /// Metrics and health cannot be asked for.
+    Listen,
     /// The log cannot be written.
     Log,
 }

@@ -3,6 +3,7 @@
 //! No namespace is entered: the host's `/proc` shows each process's namespace, cgroup and addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
@@ -22,10 +23,10 @@ pub(crate) struct Inhabitants {
 }
 
 /// Who runs in each of these namespaces, which are named by inode. A process that ends meanwhile is left out.
-pub(crate) fn inhabitants(proc: &Path, wanted: &BTreeSet<u64>) -> BTreeMap<u64, Inhabitants> {
+pub(crate) fn inhabitants(proc: &Path, wanted: &BTreeSet<u64>) -> io::Result<BTreeMap<u64, Inhabitants>> {
     let mut found = BTreeMap::<u64, Inhabitants>::new();
-    let Ok(folders) = std::fs::read_dir(proc) else { return found };
-    for folder in folders.flatten() {
+    for folder in std::fs::read_dir(proc)? {
+        let folder = folder?;
         if !folder.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
@@ -40,7 +41,7 @@ pub(crate) fn inhabitants(proc: &Path, wanted: &BTreeSet<u64>) -> BTreeMap<u64, 
         let started = read(&folder, "stat").as_deref().and_then(started_ticks);
         of.started_ticks = of.started_ticks.into_iter().chain(started).min();
     }
-    found
+    Ok(found)
 }
 
 fn read(folder: &Path, name: &str) -> Option<String> {
@@ -104,6 +105,13 @@ mod tests {
     fn a_programs_name_does_not_move_the_fields_after_it() {
         let rest: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
         assert_eq!(started_ticks(&format!("7 (a b) c) {}", rest.join(" "))), Some(22));
+    }
+
+    #[test]
+    fn processes_that_cannot_be_listed_are_not_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(inhabitants(&folder.path().join("proc"), &BTreeSet::from([7])).is_err());
+        assert_eq!(inhabitants(folder.path(), &BTreeSet::from([7])).unwrap(), BTreeMap::new());
     }
 
     #[test]
