@@ -9,12 +9,15 @@
 //! Event → Engine::apply → Outcome { Patch for each node, Fault for each policy }
 //! ```
 
+mod address;
 mod block;
 mod cluster;
 pub mod engine;
+mod group;
 pub mod limit;
 pub mod object;
 pub mod oracle;
+mod pod;
 mod rules;
 pub mod sample;
 mod selector;

@@ -199,11 +199,10 @@ impl<K: Copy + Eq + Hash> Tally<K> {
 
     pub(crate) fn sub(&mut self, thing: K) {
         self.touched.entry(thing).or_insert(true);
-        if let Some(uses) = self.uses.get_mut(&thing) {
-            *uses -= 1;
-            if *uses == 0 {
-                self.uses.remove(&thing);
-            }
+        match self.uses.get_mut(&thing) {
+            Some(1) => drop(self.uses.remove(&thing)),
+            Some(uses) => *uses -= 1,
+            None => unreachable!("what goes was there"),
         }
     }
 

@@ -8,15 +8,17 @@
 //! that led here cannot matter.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::sync::Arc;
 
-use durward_proto::{Block, Delta, Direction, Patch, PodUid, SetDelta, view};
-use hashbrown::{HashMap, HashSet};
+use durward_proto::{AtomId, Block, Delta, Direction, Patch, PodUid, SetDelta, view};
+use hashbrown::HashMap;
 
+use crate::address::Change;
 use crate::block;
 use crate::cluster::{Cluster, Dirt, Live};
-use crate::rules::Rules;
-use crate::set::{Element, Sets};
+use crate::object::Key;
+use crate::rules::{Rules, Term};
+use crate::set::Sets;
 use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, RowIndex, SetIndex, Tally, TermId};
 
 /// The sets that judge a class's pods, by direction.
@@ -25,17 +27,35 @@ pub(crate) type SetPair = [Option<SetIndex>; 2];
 /// What a node was told.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    pods: HashMap<PodId, (PodUid, view::Pod, SetPair)>,
+    pods: HashMap<PodId, Shown>,
     sets: Tally<SetIndex>,
-    terms: Tally<TermId>,
-    atoms: Tally<AtomIndex>,
-    addresses: HashMap<IpAddr, AtomIndex>,
-    blocks: BTreeMap<Block, AtomIndex>,
+    pub(crate) terms: Tally<TermId>,
+    /// How many addresses and blocks have each atom. Which ones is not kept: see `address.rs`.
+    pub(crate) atoms: Tally<AtomIndex>,
+    pub(crate) blocks: BTreeMap<Block, AtomIndex>,
     /// How many terms are both of a block and of a named port.
-    named_blocks: usize,
+    pub(crate) named_blocks: usize,
     /// By set, the rows that differ from its base row.
     rows: HashMap<SetIndex, HashMap<AtomIndex, RowIndex>>,
     attributions: Tally<AttributionIndex>,
+}
+
+/// One of the node's own pods, as it was told.
+#[derive(Clone, Debug)]
+struct Shown {
+    live: Arc<Live>,
+    denies_logged: bool,
+    pair: SetPair,
+}
+
+impl Shown {
+    fn says_the_same(&self, other: &Self) -> bool {
+        let told = |shown: &Self| (shown.denies_logged, shown.pair);
+        let Live { uid, class: _, addresses, node: _, config_hash } = &*self.live;
+        told(self) == told(other)
+            && (uid, addresses, config_hash)
+                == (&other.live.uid, &other.live.addresses, &other.live.config_hash)
+    }
 }
 
 /// Brings one node's view up to date and says what changed.
@@ -53,12 +73,11 @@ impl Refresh<'_> {
     pub(crate) fn run(mut self, dirt: Dirt) -> Patch {
         let mut patch = Patch { pods: self.pods(&dirt), ..Patch::default() };
         let (new_sets, old_sets) = self.view.sets.settle();
-        let mut addresses = dirt.addresses;
-        if self.terms(&new_sets, &old_sets, &mut addresses) {
-            patch.blocks = self.blocks();
-            addresses.extend(self.view.addresses.keys());
+        let mut change = self.terms(&new_sets, &old_sets);
+        if change.blocks {
+            patch.blocks = self.blocks(&mut change);
         }
-        patch.addresses = self.addresses(addresses);
+        patch.addresses = self.addresses(&change, dirt.addresses);
         self.rows(&new_sets, &old_sets, &mut patch);
         self.attributions(&mut patch);
         patch
@@ -68,36 +87,48 @@ impl Refresh<'_> {
         let mut delta = Delta::default();
         for &id in &dirt.pods {
             let live = self.cluster.pods[id].live.clone().filter(|live| live.node == Some(self.node));
-            let new = live.map(|live| self.pod(id, live));
-            for &set in new.iter().flat_map(|(_, _, pair)| pair).flatten() {
+            let new = live.map(|live| self.shown(live));
+            for &set in new.iter().flat_map(|new| &new.pair).flatten() {
                 self.view.sets.add(set);
             }
             let old = match new.clone() {
                 Some(new) => self.view.pods.insert(id, new),
                 None => self.view.pods.remove(&id),
             };
-            for &set in old.iter().flat_map(|(_, _, pair)| pair).flatten() {
+            for &set in old.iter().flat_map(|old| &old.pair).flatten() {
                 self.view.sets.sub(set);
             }
-            if new == old {
+            if matches!((&old, &new), (Some(old), Some(new)) if old.says_the_same(new)) {
                 continue;
             }
-            if let Some((uid, ..)) = old {
-                delta.removed.insert(uid);
+            if let Some(old) = old {
+                delta.removed.insert(old.live.uid.clone());
             }
-            if let Some((uid, pod, _)) = new {
-                delta.put.insert(uid, pod);
+            if let Some(new) = new {
+                delta.put.insert(new.live.uid.clone(), self.pod(id, &new));
             }
         }
         delta.removed.retain(|uid| !delta.put.contains_key(uid));
         delta
     }
 
-    fn pod(&mut self, id: PodId, live: Live) -> (PodUid, view::Pod, SetPair) {
-        let pair = self.pair(live.class);
-        let mut pod = self.cluster.view_of(id, &live);
-        [pod.ingress, pod.egress] = pair.map(|set| set.map(|set| self.sets.sets[set].id));
-        (live.uid, pod, pair)
+    fn shown(&mut self, live: Arc<Live>) -> Shown {
+        let (pair, denies_logged) = (self.pair(live.class), self.cluster.denies_logged(live.class));
+        Shown { live, denies_logged, pair }
+    }
+
+    fn pod(&self, id: PodId, shown: &Shown) -> view::Pod {
+        let Key { namespace, name } = self.cluster.pods.key(id).clone();
+        let [ingress, egress] = shown.pair.map(|set| set.map(|set| self.sets.sets[set].id));
+        view::Pod {
+            namespace,
+            name,
+            addresses: shown.live.addresses.to_vec(),
+            config_hash: shown.live.config_hash.clone(),
+            ingress,
+            egress,
+            denies_logged: shown.denies_logged,
+        }
     }
 
     fn pair(&mut self, class: ClassId) -> SetPair {
@@ -116,9 +147,8 @@ impl Refresh<'_> {
         pair
     }
 
-    /// Follows the sets to the terms that they use. Addresses that may match differently are added;
-    /// says whether blocks may.
-    fn terms(&mut self, new: &[SetIndex], old: &[SetIndex], addresses: &mut HashSet<IpAddr>) -> bool {
+    /// Follows the sets to the terms that they use.
+    fn terms(&mut self, new: &[SetIndex], old: &[SetIndex]) -> Change {
         for &set in new {
             self.sets.sets.hold(set);
             self.sets.sets[set].terms.iter().for_each(|&term| self.view.terms.add(term));
@@ -128,34 +158,27 @@ impl Refresh<'_> {
             self.sets.sets.release(set);
         }
         let (came, went) = self.view.terms.settle();
-        let mut blocks = false;
-        for &term in came.iter().chain(&went) {
-            let Some(group) = self.rules.terms.key(term).group else {
-                blocks = true;
-                continue;
-            };
-            for &class in &self.cluster.groups[group].classes {
-                for &pod in &self.cluster.classes[class].pods {
-                    addresses.extend(self.cluster.pods[pod].live.iter().flat_map(|live| &live.addresses));
-                }
+        let mut change = Change::default();
+        for (&term, come) in came.iter().map(|term| (term, true)).chain(went.iter().map(|term| (term, false)))
+        {
+            let Term { group, block, .. } = self.rules.terms.key(term);
+            match group {
+                Some(group) => self.cluster.route(*group, self.node, come),
+                None => change.blocks = true,
+            }
+            if group.is_some() && block.is_some() {
+                let count = &mut self.view.named_blocks;
+                *count = if come { *count + 1 } else { *count - 1 };
+                change.named_blocks = true;
             }
         }
-        for (terms, come) in [(came, true), (went, false)] {
-            for term in terms.iter().map(|&term| self.rules.terms.key(term)) {
-                let Some(group) = term.group else { continue };
-                self.cluster.route(group, self.node, come);
-                if term.block.is_some() {
-                    self.view.named_blocks =
-                        if come { self.view.named_blocks + 1 } else { self.view.named_blocks - 1 };
-                }
-            }
-        }
-        blocks
+        (change.came, change.went) = (came.into_iter().collect(), went.into_iter().collect());
+        change
     }
 
-    fn blocks(&mut self) -> Delta<Block, durward_proto::AtomId> {
+    fn blocks(&mut self, change: &mut Change) -> Delta<Block, AtomId> {
         let terms = self.view.terms.things().filter_map(|term| match self.rules.terms.key(term) {
-            crate::rules::Term { group: None, block: Some(block), .. } => Some((term, &**block)),
+            Term { group: None, block: Some(block), .. } => Some((term, &**block)),
             _ => None,
         });
         let flat = block::flatten(terms);
@@ -169,102 +192,14 @@ impl Refresh<'_> {
             }
             blocks.insert(block, atom);
         }
-        for (block, atom) in std::mem::replace(&mut self.view.blocks, blocks) {
+        change.old_blocks = std::mem::replace(&mut self.view.blocks, blocks);
+        for (block, &atom) in &change.old_blocks {
             self.view.atoms.sub(atom);
-            if !self.view.blocks.contains_key(&block) {
-                delta.removed.insert(block);
+            if !self.view.blocks.contains_key(block) {
+                delta.removed.insert(*block);
             }
         }
         delta
-    }
-
-    fn addresses(&mut self, marked: HashSet<IpAddr>) -> Delta<IpAddr, durward_proto::AtomId> {
-        let mut delta = Delta::default();
-        // Addresses of one pod of the same class that are in the same blocks have the same atom.
-        let mut known = HashMap::new();
-        for address in marked {
-            let block = self.block(address);
-            let class = self.only_class(address);
-            let new = match class.and_then(|class| known.get(&(class, block))) {
-                Some(atom) => *atom,
-                None => {
-                    let elements = self.elements(address, block);
-                    let atom = elements.map(|elements| self.sets.atom(self.rules, elements));
-                    if let Some(class) = class {
-                        known.insert((class, block), atom);
-                    }
-                    atom
-                }
-            };
-            let old = match new {
-                Some(atom) => self.view.addresses.insert(address, atom),
-                None => self.view.addresses.remove(&address),
-            };
-            if new == old {
-                continue;
-            }
-            if let Some(atom) = old {
-                self.view.atoms.sub(atom);
-            }
-            match new {
-                Some(atom) => {
-                    self.view.atoms.add(atom);
-                    delta.put.insert(address, self.sets.atoms[atom]);
-                }
-                None => drop(delta.removed.insert(address)),
-            }
-        }
-        delta
-    }
-
-    /// What an address matches of this node's terms; none if no pod makes it match more than blocks do.
-    fn elements(&self, address: IpAddr, block: Option<AtomIndex>) -> Option<Vec<Element>> {
-        let mut elements: Vec<Element> = vec![];
-        for &owner in self.cluster.owners.get(&address).into_iter().flatten() {
-            let Some(live) = &self.cluster.pods[owner].live else { continue };
-            let groups = self.cluster.classes[live.class].groups.iter();
-            for &term in groups.flat_map(|&group| &self.cluster.groups[group].terms) {
-                let content = self.rules.terms.key(term);
-                let outside = content.block.as_ref().is_some_and(|block| !block.contains(address));
-                if outside || !self.view.terms.has(term) {
-                    continue;
-                }
-                match &content.port {
-                    None => elements.push((term, 0)),
-                    Some((protocol, name)) => {
-                        let ports = self.cluster.classes.key(live.class).ports.iter();
-                        let bound = ports.filter(|port| port.protocol == *protocol && port.name == *name);
-                        elements.extend(bound.map(|port| (term, port.number)));
-                    }
-                }
-            }
-        }
-        if elements.is_empty() {
-            return None;
-        }
-        elements.extend(block.into_iter().flat_map(|atom| self.sets.atoms.key(atom)));
-        elements.sort_unstable();
-        elements.dedup();
-        Some(elements)
-    }
-
-    /// The class of the address's pod, if that decides what it matches besides blocks.
-    fn only_class(&self, address: IpAddr) -> Option<ClassId> {
-        let [owner] = self.cluster.owners.get(&address)?[..] else { return None };
-        let live = self.cluster.pods[owner].live.as_ref().filter(|_| self.view.named_blocks == 0);
-        live.map(|live| live.class)
-    }
-
-    /// What an address matches by the blocks that hold it.
-    fn block(&self, address: IpAddr) -> Option<AtomIndex> {
-        if self.view.blocks.is_empty() {
-            return None;
-        }
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        (0..=longest).rev().find_map(|length| {
-            let block = Block::containing(address, length).ok()?;
-            self.view.blocks.get(&block).copied()
-        })
     }
 
     fn rows(&mut self, new_sets: &[SetIndex], old_sets: &[SetIndex], patch: &mut Patch) {
@@ -324,7 +259,7 @@ impl Refresh<'_> {
         &mut self,
         set: SetIndex,
         atoms: &HashMap<TermId, Vec<AtomIndex>>,
-    ) -> BTreeMap<durward_proto::AtomId, durward_proto::Row> {
+    ) -> BTreeMap<AtomId, durward_proto::Row> {
         let mut added = BTreeMap::new();
         let terms = self.sets.sets[set].terms.iter();
         let mut matching: Vec<_> = terms.filter_map(|term| atoms.get(term)).flatten().copied().collect();
@@ -362,20 +297,18 @@ impl Refresh<'_> {
         patch.attributions.removed = went.into_iter().map(|attribution| content(attribution).0).collect();
     }
 
-    /// The node is gone: lets go of everything.
-    pub(crate) fn clear(mut self) {
-        let pods = self.view.pods.drain().collect::<Vec<_>>();
-        for (_, (_, _, pair)) in pods {
-            pair.into_iter().flatten().for_each(|set| self.view.sets.sub(set));
+    /// Nobody is interested in the node any more: lets go of everything.
+    pub(crate) fn clear(self) {
+        for term in self.view.terms.things() {
+            if let Some(group) = self.rules.terms.key(term).group {
+                self.cluster.route(group, self.node, false);
+            }
         }
-        let (_, old) = self.view.sets.settle();
-        let mut addresses = HashSet::new();
-        let mut patch = Patch::default();
-        self.terms(&[], &old, &mut addresses);
-        self.blocks();
-        for (_, atom) in self.view.addresses.drain() {
-            self.view.atoms.sub(atom);
+        for (set, rows) in self.view.rows.drain() {
+            let base = self.sets.sets[set].base;
+            rows.into_values().chain([base]).for_each(|row| self.sets.rows.release(row));
+            self.sets.sets.release(set);
         }
-        self.rows(&[], &old, &mut patch);
+        self.view.atoms.things().for_each(|atom| self.sets.atoms.release(atom));
     }
 }
