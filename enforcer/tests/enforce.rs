@@ -6,7 +6,8 @@ mod common;
 
 use common::controller::Controller;
 use common::eventually;
-use common::node::{Connection, NODE, Node, serve, uid};
+use common::node::{NODE, Node, uid};
+use common::traffic::{Connection, serve};
 use common::views::{isolate, scatter, view};
 use durward_proto::wire::{self, to_node};
 use nix::sys::signal::Signal;
@@ -32,24 +33,27 @@ fn a_policy_is_enforced_and_cuts_what_it_does_not_allow() {
     let controller = Controller::start(&node, view(&[2, 3, 4]));
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
-    let mut of_rogue = rogue.connection(server.address, PORT).expect("nothing isolates the server");
-    let mut of_friend = friend.connection(server.address, PORT).expect("nothing isolates the server");
-    assert!(of_rogue.echoes() && of_friend.echoes());
+    // Nothing isolates the server.
+    let [mut of_rogue, mut of_friend] = [rogue, friend].map(|pod| pod.must_connect(server.address, PORT));
+    of_rogue.must_echo();
+    of_friend.must_echo();
 
     let mut isolated = view(&[2, 3, 4]);
     isolate(&mut isolated, 2, "only-friend", &[[10, 77, 0, 4]]);
     controller.say(isolated);
-    assert!(of_friend.echoes(), "the policy allows it");
+    of_friend.must_echo();
     cut(&mut of_rogue);
     assert!(!rogue.connects(server.address, PORT), "the policy does not allow it");
-    assert!(friend.connects(server.address, PORT), "the policy allows it");
+    friend.must_connect(server.address, PORT);
     let denied = r#"durward_enforcer_verdicts_total{direction="ingress",disposition="denied"}"#;
-    assert!(enforcer.metric(denied) > Some(0.0), "{:?}", enforcer.get("/metrics"));
-    assert!(enforcer.metric("durward_enforcer_propagation_seconds_count") > Some(0.0));
-    assert_eq!(enforcer.metric("durward_enforcer_endpoints"), Some(3.0));
+    for metric in [denied, "durward_enforcer_propagation_seconds_count"] {
+        eventually(metric, || enforcer.metric(metric).filter(|count| *count > 0.0));
+    }
+    enforcer.wait_metric("durward_enforcer_endpoints", 3.0);
 
     controller.say(view(&[2, 3, 4]));
-    assert!(rogue.connects(server.address, PORT), "nothing isolates the server any more");
+    // Nothing isolates the server any more.
+    rogue.must_connect(server.address, PORT);
 }
 
 #[test]
@@ -62,14 +66,14 @@ fn a_restart_cuts_no_connection_and_opens_nothing() {
     let at = controller.address;
     let mut enforcer = node.start(at);
     enforcer.wait_ready();
-    let mut connection = friend.connection(server.address, PORT).expect("the policy allows it");
+    let mut connection = friend.must_connect(server.address, PORT);
 
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let ended = enforcer.stop(signal);
         assert_eq!(ended.success(), signal == Signal::SIGTERM, "{ended}");
         let enforced = |connection: &mut Connection| {
-            assert!(connection.echoes(), "an allowed connection goes on");
-            assert!(friend.connects(server.address, PORT), "the policy allows it");
+            connection.must_echo();
+            friend.must_connect(server.address, PORT);
             assert!(!rogue.connects(server.address, PORT), "the policy does not allow it");
         };
         enforced(&mut connection);
@@ -93,8 +97,9 @@ fn a_restart_cuts_no_connection_and_opens_nothing() {
 
     // And the one that took over changes what it took over.
     controller.say(view(&[2, 3, 4]));
-    assert!(connection.echoes());
-    assert!(rogue.connects(server.address, PORT), "nothing isolates the server any more");
+    connection.must_echo();
+    // Nothing isolates the server any more.
+    rogue.must_connect(server.address, PORT);
 }
 
 #[test]
@@ -107,7 +112,8 @@ fn a_node_that_never_enforced_is_left_alone_until_there_is_a_view() {
     eventually("the enforcer has tried", || {
         enforcer.metric(r#"durward_enforcer_stream_errors_total{reason="Broken"}"#)
     });
-    assert!(node.pod(rogue).connects(node.pod(server).address, PORT), "nobody has spoken yet");
+    // Nobody has spoken yet.
+    node.pod(rogue).must_connect(node.pod(server).address, PORT);
     assert_eq!(node.dump()["maps"]["endpoints"], serde_json::json!([]));
 
     // Of pod 4 the view does not tell: only its node may talk with it.
@@ -120,9 +126,10 @@ fn a_node_that_never_enforced_is_left_alone_until_there_is_a_view() {
     eventually("the stranger is closed", || (!node.pod(rogue).connects(address, PORT)).then_some(()));
     assert!(!node.pod(stranger).connects(of_server, PORT), "an unknown pod may not open connections");
     serve(&node.host(), PORT);
-    assert!(node.pod(stranger).connects(NODE.parse().unwrap(), PORT), "but for those to its node");
+    // But for those to its node.
+    node.pod(stranger).must_connect(NODE.parse().unwrap(), PORT);
     controller.say(view(&[2, 3, 4]));
-    assert!(node.pod(rogue).connects(address, PORT), "now the view tells of it");
+    node.pod(rogue).must_connect(address, PORT);
 
     // The node has enforced: without a view, a new pod is closed.
     enforcer.stop(Signal::SIGKILL);
@@ -130,11 +137,10 @@ fn a_node_that_never_enforced_is_left_alone_until_there_is_a_view() {
     let enforcer = node.start(at);
     let late = node.add_pod(5);
     node.pod(late).listen(PORT);
-    eventually("the new pod is attached", || {
-        (enforcer.metric("durward_enforcer_unknown_endpoints") == Some(1.0)).then_some(())
-    });
+    enforcer.wait_metric("durward_enforcer_unknown_endpoints", 1.0);
     assert!(!node.pod(rogue).connects(node.pod(late).address, PORT), "nobody knows the new pod");
-    assert!(node.pod(rogue).connects(of_server, PORT), "those that are known go on");
+    // Those that are known go on.
+    node.pod(rogue).must_connect(of_server, PORT);
 }
 
 #[test]
@@ -146,7 +152,7 @@ fn a_pod_gains_nothing_by_changing_its_own_addresses() {
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
     let (of_server, of_friend) = (node.pod(server).address, node.pod(friend).address);
-    assert!(node.pod(friend).connects(of_server, PORT));
+    node.pod(friend).must_connect(of_server, PORT);
 
     // It takes the friend's address, and the way back is bent to it, as by an ARP claim on a bridge.
     node.remove_pod(friend);
@@ -163,14 +169,14 @@ fn a_pod_gains_nothing_by_changing_its_own_addresses() {
     // A process of another pod in its namespace: nobody knows whose it is now, but the binding stays.
     node.add_process(rogue, &uid(4));
     controller.say(view(&[2, 3, 4]));
-    assert!(node.pod(rogue).connects(of_server, PORT));
+    node.pod(rogue).must_connect(of_server, PORT);
     enforcer.stop(Signal::SIGKILL);
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
     eventually("a namespace whose processes disagree is closed", || {
         (!node.pod(rogue).connects(of_server, PORT)).then_some(())
     });
-    assert_eq!(enforcer.metric("durward_enforcer_unknown_endpoints"), Some(1.0));
+    enforcer.wait_metric("durward_enforcer_unknown_endpoints", 1.0);
 }
 
 #[test]
@@ -194,7 +200,8 @@ fn a_message_that_is_not_understood_changes_nothing_and_is_named() {
     assert_eq!(enforcer.metric(refused), Some(1.0));
     assert!(node.words().contains("Logging.allow: 77"), "{}", node.words());
     assert_eq!(controller.streams(), (2, 2), "the second stream asks for a whole view");
-    assert!(friend.connects(server.address, PORT) && !rogue.connects(server.address, PORT));
+    friend.must_connect(server.address, PORT);
+    assert!(!rogue.connects(server.address, PORT), "the policy does not allow it");
 }
 
 #[test]
@@ -210,7 +217,8 @@ fn verdicts_go_on_where_the_log_cannot_be_written() {
     let controller = Controller::start(&node, isolated);
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
-    assert!(friend.connects(server.address, PORT) && !rogue.connects(server.address, PORT));
+    friend.must_connect(server.address, PORT);
+    assert!(!rogue.connects(server.address, PORT), "the policy does not allow it");
 }
 
 #[test]
@@ -223,59 +231,58 @@ fn a_pod_whose_rules_do_not_fit_is_closed_and_nobody_else() {
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
     controller.wait_acked();
-    assert!(node.pod(friend).connects(node.pod(big).address, PORT));
+    let (of_big, of_other) = (node.pod(big).address, node.pod(other).address);
+    node.pod(friend).must_connect(of_big, PORT);
 
     let mut too_big = isolated.clone();
     isolate(&mut too_big, 2, "too-big", &[[10, 77, 0, 4]]);
     scatter(&mut too_big, "too-big", 20_000);
     controller.say(too_big);
-    assert_eq!(enforcer.metric("durward_enforcer_misfits"), Some(1.0));
+    enforcer.wait_metric("durward_enforcer_misfits", 1.0);
     assert!(node.words().contains("pod default/pod-2: the kernel has no room"), "{}", node.words());
-    let reaches = |server: usize| node.pod(friend).connects(node.pod(server).address, PORT);
-    assert!(!reaches(big), "its rules are not in the kernel, so nothing is allowed");
-    assert!(reaches(other), "the others' are");
+    assert!(!node.pod(friend).connects(of_big, PORT), "its rules are not in the kernel: nothing is allowed");
+    node.pod(friend).must_connect(of_other, PORT);
 
     let mut fitting = isolated;
     isolate(&mut fitting, 2, "fitting", &[[10, 77, 0, 4]]);
     scatter(&mut fitting, "fitting", 2_001);
     controller.say(fitting);
-    assert_eq!(enforcer.metric("durward_enforcer_misfits"), Some(0.0));
-    assert!(reaches(big) && reaches(other));
+    enforcer.wait_metric("durward_enforcer_misfits", 0.0);
+    node.pod(friend).must_connect(of_big, PORT);
+    node.pod(friend).must_connect(of_other, PORT);
 }
 
 #[test]
 fn a_new_pod_inherits_an_address_but_not_its_connections() {
     let (mut node, [server, _, friend]) = three_pods();
-    let controller = Controller::start(&node, view(&[2, 3, 4]));
+    let controller = Controller::start(&node, view(&[2, 3, 4, 5]));
     // The host tracks connections only where somebody asks for it.
-    node.on_host(&[
-        "iptables",
-        "-A",
-        "FORWARD",
-        "-m",
-        "conntrack",
-        "--ctstate",
-        "ESTABLISHED",
-        "-j",
-        "ACCEPT",
-    ]);
+    let rule = "iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT";
+    node.on_host(&rule.split(' ').collect::<Vec<_>>());
+    // And remembers those that were closed for longer than this test runs.
+    for state in ["close", "close_wait", "fin_wait", "last_ack", "time_wait"] {
+        let timeout = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{state}");
+        node.on_host(&["sh", "-c", &format!("echo 86400 > {timeout}")]);
+    }
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
     let address = node.pod(server).address;
+    let endpoints = "durward_enforcer_endpoints";
     let leaver = node.add_pod(5);
-    assert!(node.pod(leaver).connects(address, PORT) && node.pod(friend).connects(address, PORT));
-    let tracked = |pod: &str| !node_output(&node, &["conntrack", "-L", "--orig-src", pod]).is_empty();
-    assert!(tracked("10.77.0.5") && tracked("10.77.0.4"));
+    // What the host knew of a new pod's address is forgotten before the pod is attached.
+    enforcer.wait_metric(endpoints, 4.0);
+    node.pod(leaver).must_connect(address, PORT);
+    node.pod(friend).must_connect(address, PORT);
+    let tracked = |node: &Node, pod| !node_output(node, &["conntrack", "-L", "--orig-src", pod]).is_empty();
+    assert!(tracked(&node, "10.77.0.5") && tracked(&node, "10.77.0.4"));
     node.remove_pod(leaver);
-    let gone = || (enforcer.metric("durward_enforcer_endpoints") == Some(3.0)).then_some(());
-    eventually("the leaver's endpoint is removed", gone);
+    enforcer.wait_metric(endpoints, 3.0);
+    assert!(tracked(&node, "10.77.0.5"), "the host still remembers the leaver's connection");
 
     node.add_pod(5);
-    let bound = || (enforcer.metric("durward_enforcer_endpoints") == Some(4.0)).then_some(());
-    eventually("the new pod is attached", bound);
-    let tracked = |pod: &str| !node_output(&node, &["conntrack", "-L", "--orig-src", pod]).is_empty();
-    assert!(!tracked("10.77.0.5"), "the address has a new owner");
-    assert!(tracked("10.77.0.4"), "the others' connections are theirs");
+    enforcer.wait_metric(endpoints, 4.0);
+    assert!(!tracked(&node, "10.77.0.5"), "the address has a new owner");
+    assert!(tracked(&node, "10.77.0.4"), "the others' connections are theirs");
 }
 
 fn node_output(node: &Node, command: &[&str]) -> String {
@@ -295,15 +302,18 @@ fn the_dump_shows_view_maps_and_endpoints() {
     let enforcer = node.start(controller.address);
     enforcer.wait_ready();
     controller.wait_acked();
-    let dump = node.dump();
+    let attached = |dump: &serde_json::Value| dump["maps"]["endpoints"].as_array().map(Vec::len);
+    let dump = eventually("all three pods are attached", || {
+        let dump = node.dump();
+        (attached(&dump) == Some(3)).then_some(dump)
+    });
     assert_eq!(dump["view"]["pods"][uid(2)]["name"], "pod-2", "{dump:#}");
-    assert_eq!(dump["maps"]["endpoints"].as_array().map(Vec::len), Some(3), "{dump:#}");
     assert_eq!(dump["maps"]["addresses"][0][0], "10.77.0.4", "{dump:#}");
     assert_eq!(dump["endpoints"].as_object().map(serde_json::Map::len), Some(3), "{dump:#}");
 
     node.remove_pod(server);
     eventually("the endpoint of a pod that went is removed", || {
-        (node.dump()["maps"]["endpoints"].as_array().map(Vec::len) == Some(2)).then_some(())
+        (attached(&node.dump()) == Some(2)).then_some(())
     });
 }
 

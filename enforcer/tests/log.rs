@@ -5,13 +5,15 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::controller::Controller;
 use common::eventually;
-use common::node::{Node, Pod, inside};
+use common::node::{Node, Pod};
+use common::traffic::inside;
 use common::views::{isolate, isolate_logged, view};
 use durward_proto::{LogMode, NodeView};
 use nix::sys::signal::Signal;
@@ -45,13 +47,23 @@ fn send(from: &Pod, to: IpAddr, port: u16, count: usize) {
     }
 }
 
+/// The files of the log, oldest first: "policy_action-…" sorts before "policy_action.log", the newest.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
 /// All lines of all files, oldest first; each whole.
 fn lines(folder: &Path) -> Vec<Value> {
-    let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // "policy_action-…" sorts before "policy_action.log", the newest.
-    names.sort();
-    let texts = names.iter().map(|name| std::fs::read_to_string(name).unwrap());
-    let text: String = texts.collect();
+    let text = eventually("the log is read while no file is rotated", || {
+        let files_before = files(folder);
+        let text: std::io::Result<String> = files_before.iter().map(std::fs::read_to_string).collect();
+        match text {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            text => (files(folder) == files_before).then(|| text.unwrap()),
+        }
+    });
     // What follows the last newline is still being written.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole
@@ -139,17 +151,17 @@ fn an_allowed_connection_is_one_line_across_rotations_and_delegation_lists_who_a
     enforcer.wait_ready();
     controller.wait_acked();
     // Nobody asks for this one.
-    assert!(friend.connects(server.address, PORT));
+    friend.must_connect(server.address, PORT);
     controller.say(friends_only(LogMode::All, LogMode::Off));
     for _ in 0..20 {
-        let mut connection = friend.connection(server.address, PORT).unwrap();
-        assert!((0..10).all(|_| connection.echoes()));
+        let mut connection = friend.must_connect(server.address, PORT);
+        (0..10).for_each(|_| connection.must_echo());
     }
     let mut asking = view(&[2, 3, 4]);
     isolate_logged(&mut asking, 2, "asks", &[[10, 77, 0, 4]], true);
     asking.logging.allow = LogMode::Delegated;
     controller.say(asking);
-    assert!(friend.connects(server.address, PORT));
+    friend.must_connect(server.address, PORT);
 
     let last = eventually("the last connection is in the log", || {
         verdicts(&node, "allow").pop().filter(|line| line["policies"][0]["name"] == "asks")
@@ -206,7 +218,7 @@ fn what_exceeds_the_budget_is_counted_in_the_log_and_in_a_metric() {
     enforcer.wait_ready();
     controller.wait_acked();
     for _ in 0..30 {
-        assert!(friend.connects(server.address, PORT));
+        friend.must_connect(server.address, PORT);
     }
     let suppressed = |entry: &Value| {
         assert_eq!(

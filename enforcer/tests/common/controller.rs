@@ -14,7 +14,8 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::eventually;
-use super::node::{Node, inside};
+use super::node::Node;
+use super::traffic::inside;
 
 /// The controller. Gone when it is dropped.
 pub struct Controller {

@@ -2,11 +2,14 @@
 //! controller that says what the test wants. IO; needs root.
 //!
 //! Everything is made below one temporary folder and one cgroup, and removed when the node is dropped.
+//! What a killed run leaves is removed by the next.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part of it")]
 
 pub mod controller;
 pub mod node;
+pub mod remains;
+pub mod traffic;
 pub mod views;
 
 use std::time::{Duration, Instant};

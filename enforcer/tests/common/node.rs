@@ -2,37 +2,25 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::eventually;
+use super::remains::{self, mortal};
+use super::traffic::{Connection, connects, inside, serve};
+use super::{PATIENCE, eventually};
 
 /// Runs a command, and fails with its words if it fails.
 pub fn run(command: &[&str]) {
     let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {words}", command.join(" "));
-}
-
-/// Runs something on a thread in a network namespace; sockets that it makes stay there.
-pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
-    let namespace = File::open(namespace).unwrap();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        });
-        thread.join().unwrap()
-    })
 }
 
 /// A node.
@@ -49,6 +37,7 @@ pub struct Pod {
     pub uid: String,
     pub address: IpAddr,
     pub namespace: PathBuf,
+    link: String,
     processes: Vec<Child>,
 }
 
@@ -62,11 +51,13 @@ impl Node {
             nix::unistd::geteuid().is_root(),
             "this test makes namespaces, cgroups and mounts: run it as root"
         );
-        let name = format!("durward-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = tempfile::Builder::new().prefix(&name).tempdir().unwrap();
         // Where v1 and v2 are mounted side by side, v2 is here.
         let unified = Path::new("/sys/fs/cgroup/unified");
         let root = if unified.exists() { unified } else { Path::new("/sys/fs/cgroup") };
+        remains::sweep(root);
+        remains::mount_privately();
+        let name = remains::name(COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::Builder::new().prefix(&name).tempdir().unwrap();
         let cgroup = root.join(&name);
         std::fs::create_dir(&cgroup).unwrap();
         let mut node = Self { folder, cgroup, pods: Vec::new(), mounts: Vec::new() };
@@ -114,7 +105,8 @@ impl Node {
         self.on_host(&["ip", "addr", "add", &format!("{NODE}/32"), "dev", &link]);
         self.on_host(&["ip", "link", "set", &link, "up"]);
         self.on_host(&["ip", "route", "add", &format!("{address}/32"), "dev", &link]);
-        let pod = Pod { uid: uid(n), address: address.parse().unwrap(), namespace, processes: Vec::new() };
+        let (uid, processes) = (uid(n), Vec::new());
+        let pod = Pod { uid: uid.clone(), address: address.parse().unwrap(), namespace, link, processes };
         pod.run(&["ip", "link", "set", "lo", "up"]);
         pod.run(&["ip", "addr", "add", &format!("{address}/32"), "dev", "eth0"]);
         pod.run(&["ip", "link", "set", "eth0", "up"]);
@@ -122,7 +114,6 @@ impl Node {
         pod.run(&["ip", "route", "add", "default", "via", NODE]);
         self.pods.push(pod);
         let index = self.pods.len() - 1;
-        let uid = self.pods[index].uid.clone();
         self.add_process(index, &uid);
         index
     }
@@ -131,12 +122,21 @@ impl Node {
     pub fn add_process(&mut self, pod: usize, uid: &str) {
         let cgroup = self.cgroup.join(format!("kubepods/besteffort/pod{uid}/container"));
         std::fs::create_dir_all(&cgroup).unwrap();
-        let enter = format!("--net={}", self.pods[pod].namespace.display());
-        let into =
-            format!("echo $$ > {}/cgroup.procs; exec nsenter {enter} sleep infinity", cgroup.display());
-        let mut command = Command::new("sh");
-        command.args(["-c", &into]).process_group(0).stdin(Stdio::null());
-        self.pods[pod].processes.push(command.spawn().unwrap());
+        let namespace = &self.pods[pod].namespace;
+        let into = format!(
+            "echo $$ > {}/cgroup.procs; exec nsenter --net={} sleep infinity",
+            cgroup.display(),
+            namespace.display()
+        );
+        let process = mortal("sh").args(["-c", &into]).stdin(Stdio::null()).spawn().unwrap();
+        let of = PathBuf::from(format!("/proc/{}", process.id()));
+        let there = || {
+            let cgroups = std::fs::read_to_string(of.join("cgroup")).unwrap();
+            let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+            cgroups.contains(uid) && inode(&of.join("ns/net")) == inode(namespace)
+        };
+        eventually("the process is in its cgroup and namespace", || there().then_some(()));
+        self.pods[pod].processes.push(process);
     }
 
     pub fn pod(&self, index: usize) -> &Pod {
@@ -149,6 +149,8 @@ impl Node {
             let _ = process.kill();
             let _ = process.wait();
         }
+        // A namespace goes some time after its name, and its end of the link with it.
+        self.on_host(&["ip", "link", "del", &self.pods[index].link]);
         let path = self.pods[index].namespace.clone();
         umount2(&path, MntFlags::MNT_DETACH).unwrap();
         std::fs::remove_file(&path).unwrap();
@@ -162,7 +164,7 @@ impl Node {
 
     pub fn start_with(&self, controller: SocketAddr, options: &[&str]) -> Enforcer {
         let log = File::options().append(true).create(true).open(self.path("enforcer.log")).unwrap();
-        let mut command = Command::new("nsenter");
+        let mut command = mortal("nsenter");
         command.arg(format!("--net={}", self.host().display())).arg(env!("CARGO_BIN_EXE_durward-enforcer"));
         command.args(["run", "--node-name", "node-1", "--metrics-listen", "127.0.0.1:9445"]);
         command.arg("--controller").arg(format!("http://{controller}"));
@@ -202,22 +204,7 @@ impl Drop for Node {
         for mounted in self.mounts.iter().rev() {
             let _ = umount2(mounted, MntFlags::MNT_DETACH);
         }
-        remove_cgroup(&self.cgroup);
-    }
-}
-
-/// Removes a cgroup and those below it; processes that were killed may take a moment to leave.
-fn remove_cgroup(path: &Path) {
-    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
-            remove_cgroup(&entry.path());
-        }
-    }
-    for _ in 0..500 {
-        if std::fs::remove_dir(path).is_ok() || !path.exists() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
+        remains::remove_cgroup(&self.cgroup);
     }
 }
 
@@ -236,70 +223,19 @@ impl Pod {
         serve(&self.namespace, port);
     }
 
-    /// Whether a new connection comes about, from one of the pod's addresses.
-    pub fn connects_from(&self, source: IpAddr, to: IpAddr, port: u16) -> bool {
-        Connection::open(&self.namespace, Some(source), to, port).is_some()
+    /// A new connection, which should come about.
+    pub fn must_connect(&self, to: IpAddr, port: u16) -> Connection {
+        Connection::must_open(&self.namespace, to, port)
     }
 
+    /// Whether a new connection comes about; where it should, [`Pod::must_connect`].
     pub fn connects(&self, to: IpAddr, port: u16) -> bool {
-        self.connection(to, port).is_some()
+        self.connects_from(self.address, to, port)
     }
 
-    pub fn connection(&self, to: IpAddr, port: u16) -> Option<Connection> {
-        Connection::open(&self.namespace, None, to, port)
-    }
-}
-
-/// Echoes on every connection to a port in a namespace.
-pub fn serve(namespace: &Path, port: u16) {
-    let listener = inside(namespace, || TcpListener::bind(("0.0.0.0", port)).unwrap());
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                let mut byte = [0];
-                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
-            });
-        }
-    });
-}
-
-/// An established TCP connection to a [`serve`]d port.
-pub struct Connection(TcpStream);
-
-/// How long a packet may take that is not dropped, with all its retransmissions.
-const ROUND_TRIP: Duration = Duration::from_secs(4);
-
-impl Connection {
-    fn open(namespace: &Path, source: Option<IpAddr>, to: IpAddr, port: u16) -> Option<Self> {
-        let stream = inside(namespace, || match source {
-            None => TcpStream::connect_timeout(&(to, port).into(), ROUND_TRIP).ok(),
-            Some(source) => {
-                use nix::sys::socket::{
-                    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
-                    sockopt,
-                };
-                let flags = SockFlag::SOCK_CLOEXEC;
-                let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
-                bind(
-                    std::os::fd::AsRawFd::as_raw_fd(&socket),
-                    &SockaddrStorage::from(SocketAddr::new(source, 0)),
-                )
-                .unwrap();
-                let wait = nix::sys::time::TimeVal::new(ROUND_TRIP.as_secs() as i64, 0);
-                setsockopt(&socket, sockopt::SendTimeout, &wait).unwrap();
-                let to = SockaddrStorage::from(SocketAddr::new(to, port));
-                connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &to).ok()?;
-                Some(TcpStream::from(socket))
-            }
-        })?;
-        stream.set_read_timeout(Some(ROUND_TRIP)).unwrap();
-        Some(Self(stream))
-    }
-
-    /// Whether a byte comes back.
-    pub fn echoes(&mut self) -> bool {
-        let mut byte = [0];
-        self.0.write_all(b"x").is_ok() && self.0.read_exact(&mut byte).is_ok()
+    /// The same, from one of the pod's addresses.
+    pub fn connects_from(&self, source: IpAddr, to: IpAddr, port: u16) -> bool {
+        connects(&self.namespace, source, to, port)
     }
 }
 
@@ -314,7 +250,7 @@ impl Enforcer {
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         inside(&self.host, || {
             let mut stream = TcpStream::connect("127.0.0.1:9445").ok()?;
-            stream.set_read_timeout(Some(super::PATIENCE)).ok()?;
+            stream.set_read_timeout(Some(PATIENCE)).ok()?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;
@@ -328,6 +264,10 @@ impl Enforcer {
         let (_, text) = self.get("/metrics")?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
         line.parse().ok()
+    }
+
+    pub fn wait_metric(&self, name: &str, value: f64) {
+        eventually(&format!("{name} is {value}"), || self.metric(name).filter(|is| (is - value).abs() < 0.5));
     }
 
     pub fn wait_ready(&self) {
