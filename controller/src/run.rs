@@ -76,7 +76,7 @@ impl Listeners {
     ///
     /// [`RunError::Listen`] names the address.
     pub async fn bind(config: &Config) -> Result<Self, RunError> {
-        let bind = async |address| {
+        let bind = async |address: SocketAddr| {
             let bound = match TcpListener::bind(address).await {
                 Err(error) if without_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
                     TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
