@@ -58,14 +58,6 @@ pub enum RunError {
     /// No runtime, no signals.
     #[error("the system refuses what every process needs: {0}")]
     System(std::io::Error),
-    /// An address cannot be listened at.
-    #[error("cannot listen at {at}: {source}")]
-    Listen {
-        /// The address.
-        at: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// A task ended that never should.
     #[error("a task has ended: {0}; what the kernel enforces goes on")]
     Task(String),
@@ -143,7 +135,8 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { failed("dump", told.await) });
-    tasks.spawn(serve_http(config.metrics_listen, registry, status));
+    let served = serve::run(config.metrics_listen, Arc::new(registry), status);
+    tasks.spawn(async move { failed("serve", served.await) });
     tasks.spawn(ended("endpoints", finder.run(findings_to)));
     tasks.spawn(ended("subscribe", subscriber.run()));
     let wires = Wires { views, findings, applied: applied_to, book: book_to };
@@ -168,13 +161,6 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
         );
     }
     Ok(())
-}
-
-async fn serve_http(at: std::net::SocketAddr, registry: Registry, status: Arc<Status>) -> RunError {
-    match serve::run(at, Arc::new(registry), status).await {
-        Ok(()) => RunError::Task("serve".to_owned()),
-        Err(source) => RunError::Listen { at: at.to_string(), source },
-    }
 }
 
 async fn ended(name: &'static str, task: impl Future<Output = ()>) -> RunError {
