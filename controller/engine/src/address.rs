@@ -3,12 +3,13 @@
 //! Neither is kept: both follow from the pods that have the address, their groups and the node's terms,
 //! and the cluster and the view know until the end of the batch what those were before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use durward_proto::{AtomId, Block, Delta};
+use durward_proto::{AtomId, Delta};
 use hashbrown::{HashMap, HashSet};
 
+use crate::block::Prefixes;
 use crate::set::Element;
 use crate::table::{AtomIndex, ClassId, TermId};
 use crate::view::Refresh;
@@ -20,7 +21,7 @@ pub(crate) struct Change {
     pub(crate) went: HashSet<TermId>,
     /// Whether terms of blocks are among them; then `old_blocks` are those of before.
     pub(crate) blocks: bool,
-    pub(crate) old_blocks: BTreeMap<Block, AtomIndex>,
+    pub(crate) old_blocks: Prefixes,
     /// Whether terms that are both of a block and of a named port are among them.
     pub(crate) named_blocks: bool,
 }
@@ -70,7 +71,7 @@ impl Refresh<'_> {
 
     /// Whether the addresses of a class all have the same atom, but for those of several pods.
     fn classes_decide(&self, change: &Change) -> bool {
-        let blocks = !self.view.blocks.is_empty() || !change.old_blocks.is_empty();
+        let blocks = [&self.view.blocks, &change.old_blocks].iter().any(|blocks| !blocks.atoms().is_empty());
         let named_blocks = self.view.named_blocks > 0 || change.named_blocks;
         !blocks && !named_blocks
     }
@@ -199,17 +200,9 @@ impl Refresh<'_> {
 
     /// What an address matches by the blocks that hold it.
     fn block(&self, change: &Change, address: IpAddr, when: When) -> Option<AtomIndex> {
-        let blocks = match when {
-            When::Before if change.blocks => &change.old_blocks,
-            _ => &self.view.blocks,
-        };
-        if blocks.is_empty() {
-            return None;
+        match when {
+            When::Before if change.blocks => change.old_blocks.longest(address),
+            _ => self.view.blocks.longest(address),
         }
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        (0..=longest).rev().find_map(|length| {
-            let block = Block::containing(address, length).ok()?;
-            blocks.get(&block).copied()
-        })
     }
 }

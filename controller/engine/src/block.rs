@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use durward_proto::Block;
 
-use crate::table::TermId;
+use crate::table::{AtomIndex, TermId};
 
 /// An `ipBlock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,37 @@ pub(crate) struct IpBlock {
 impl IpBlock {
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.block.contains(address) && !self.except.iter().any(|hole| hole.contains(address))
+    }
+}
+
+/// Atoms by prefix.
+#[derive(Debug, Default)]
+pub(crate) struct Prefixes {
+    atoms: BTreeMap<Block, AtomIndex>,
+    /// The lengths that occur, the longest first: of IPv4 and of IPv6.
+    lengths: [Vec<u8>; 2],
+}
+
+impl Prefixes {
+    pub(crate) fn new(atoms: BTreeMap<Block, AtomIndex>) -> Self {
+        let lengths = [true, false].map(|v4| {
+            let blocks = atoms.keys().filter(|block| block.address().is_ipv4() == v4);
+            let lengths: BTreeSet<_> = blocks.map(|block| block.length()).collect();
+            lengths.into_iter().rev().collect()
+        });
+        Self { atoms, lengths }
+    }
+
+    pub(crate) fn atoms(&self) -> &BTreeMap<Block, AtomIndex> {
+        &self.atoms
+    }
+
+    /// The atom of the longest prefix that holds an address.
+    pub(crate) fn longest(&self, address: IpAddr) -> Option<AtomIndex> {
+        self.lengths[usize::from(address.is_ipv6())].iter().find_map(|&length| {
+            let block = Block::containing(address, length).ok()?;
+            self.atoms.get(&block).copied()
+        })
     }
 }
 

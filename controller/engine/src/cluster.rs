@@ -189,8 +189,8 @@ impl Cluster {
 
     /// The batch is over: frees what nobody holds any more.
     pub(crate) fn collect(&mut self) {
-        self.before.clear();
-        self.groups_before.clear();
+        self.before = HashMap::new();
+        self.groups_before = HashMap::new();
         for (group, key, content) in self.groups.collect() {
             let (scope, selector) = &key;
             self.scopes[*scope].groups.remove(group, selector);

@@ -14,7 +14,7 @@ use durward_proto::{AtomId, Block, Delta, Direction, Patch, PodUid, SetDelta, vi
 use hashbrown::HashMap;
 
 use crate::address::Change;
-use crate::block;
+use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt, Live};
 use crate::object::Key;
 use crate::rules::{Rules, Term};
@@ -32,7 +32,7 @@ pub(crate) struct View {
     pub(crate) terms: Tally<TermId>,
     /// How many addresses and blocks have each atom. Which ones is not kept: see `address.rs`.
     pub(crate) atoms: Tally<AtomIndex>,
-    pub(crate) blocks: BTreeMap<Block, AtomIndex>,
+    pub(crate) blocks: Prefixes,
     /// How many terms are both of a block and of a named port.
     pub(crate) named_blocks: usize,
     /// By set, the rows that differ from its base row.
@@ -187,15 +187,15 @@ impl Refresh<'_> {
         for (block, terms) in flat {
             let atom = self.sets.atom(self.rules, terms.into_iter().map(|term| (term, 0)).collect());
             self.view.atoms.add(atom);
-            if self.view.blocks.get(&block) != Some(&atom) {
+            if self.view.blocks.atoms().get(&block) != Some(&atom) {
                 delta.put.insert(block, self.sets.atoms[atom]);
             }
             blocks.insert(block, atom);
         }
-        change.old_blocks = std::mem::replace(&mut self.view.blocks, blocks);
-        for (block, &atom) in &change.old_blocks {
+        change.old_blocks = std::mem::replace(&mut self.view.blocks, Prefixes::new(blocks));
+        for (block, &atom) in change.old_blocks.atoms() {
             self.view.atoms.sub(atom);
-            if !self.view.blocks.contains_key(block) {
+            if !self.view.blocks.atoms().contains_key(block) {
                 delta.removed.insert(*block);
             }
         }
