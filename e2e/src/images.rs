@@ -149,8 +149,10 @@ fn buildah(dockerfile: &Path, binary: &Path, part: &str, archive: &Path) -> Resu
     process::output(
         buildah().args(["push", &image]).arg(format!("docker-archive:{}:{image}", partial.display())),
     )?;
-    // Copied first: the temporary folder may be on another file system, where renaming fails.
-    let beside = archive.with_extension("partial");
-    fs::copy(&partial, &beside).at("writing", &beside)?;
-    fs::rename(&beside, archive).at("renaming", &beside)
+    // Copied first: the temporary folder may be on another file system, where renaming fails. Under a name of its own:
+    // others may build the same.
+    let folder = archive.parent().unwrap_or(Path::new("."));
+    let beside = tempfile::NamedTempFile::new_in(folder).at("writing in", folder)?;
+    fs::copy(&partial, beside.path()).at("writing", beside.path())?;
+    beside.persist(archive).map_err(|error| error.error).at("writing", archive).map(drop)
 }
