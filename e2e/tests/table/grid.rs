@@ -97,19 +97,7 @@ impl<'a> Grid<'a> {
         match change {
             Change::Policy(policy) => self.policy(policy),
             Change::DeletePolicy(key) => self.delete_policy(key),
-            Change::LabelPod(key, label, value) => {
-                let label = format!("{label}={value}");
-                self.bed.kubectl(&[
-                    "-n",
-                    &key.namespace,
-                    "label",
-                    "pod",
-                    &key.name,
-                    &label,
-                    "--overwrite",
-                ])?;
-                self.tell_pod(key)
-            }
+            Change::LabelPod(key, label, value) => self.label_pod(key, &[&format!("{label}={value}")]),
             Change::LabelNamespace(namespace, label, value) => {
                 let change = value.map_or(format!("{label}-"), |value| format!("{label}={value}"));
                 self.bed.kubectl(&["label", "namespace", namespace, &change, "--overwrite"])?;
@@ -136,18 +124,7 @@ impl<'a> Grid<'a> {
             self.say_namespace(namespace, &[("ns", namespace)]);
         }
         for key in self.pods.keys().cloned().collect::<Vec<_>>() {
-            let pod = format!("pod={}", key.name);
-            self.bed.kubectl(&[
-                "-n",
-                &key.namespace,
-                "label",
-                "pod",
-                &key.name,
-                &pod,
-                "role-",
-                "--overwrite",
-            ])?;
-            self.tell_pod(&key)?;
+            self.label_pod(&key, &[&format!("pod={}", key.name), "role-"])?;
         }
         Ok(())
     }
@@ -221,6 +198,13 @@ impl<'a> Grid<'a> {
         let pod = self.bed.pod(&key.to_string())?;
         let servers: Result<_> = PORTS.iter().map(|&port| Server::start(&pod.network, port)).collect();
         self.pods.insert(key.clone(), Listening { pod, _servers: servers? });
+        self.tell_pod(key)
+    }
+
+    /// Labels a pod as kubectl is told to (`key=value`, or `key-`), for API server and oracle.
+    fn label_pod(&mut self, key: &Key, labels: &[&str]) -> Result<()> {
+        let pod = ["-n", &key.namespace, "label", "pod", &key.name];
+        self.bed.kubectl(&[&pod[..], labels, &["--overwrite"]].concat())?;
         self.tell_pod(key)
     }
 
