@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use durward_engine::Detail;
 use durward_proto::{NodeView, Patch, PatchError};
 use tokio::sync::watch;
 
@@ -22,6 +23,7 @@ pub(crate) enum End {
 /// One node's outlet, shared with the stream that is open.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
+    detail: Detail,
     inner: Mutex<Inner>,
     bell: watch::Sender<()>,
 }
@@ -36,9 +38,14 @@ struct Inner {
 
 impl Mailbox {
     /// The mailbox of a node whose view is `view`, which is version `first`.
-    pub(crate) fn new(view: NodeView, first: u64) -> Self {
+    pub(crate) fn new(view: NodeView, first: u64, detail: Detail) -> Self {
         let inner = Inner { outlet: Outlet::new(view, first), stream: None, closed: false };
-        Self { inner: Mutex::new(inner), bell: watch::Sender::new(()) }
+        Self { detail, inner: Mutex::new(inner), bell: watch::Sender::new(()) }
+    }
+
+    /// How much of Services the view tells.
+    pub(crate) fn detail(&self) -> Detail {
+        self.detail
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

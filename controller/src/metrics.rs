@@ -27,11 +27,15 @@ pub(crate) enum Kind {
     ReplicaSet,
     /// Jobs, for the workloads' names.
     Job,
+    /// Services.
+    Service,
+    /// EndpointSlices: listed once the first node asks for backends.
+    EndpointSlice,
 }
 
 impl Kind {
-    /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
+    /// Those that must be listed before any node is told anything.
+    pub(crate) const NEEDED: [Self; 8] = [
         Self::Pod,
         Self::Namespace,
         Self::NetworkPolicy,
@@ -39,6 +43,7 @@ impl Kind {
         Self::Node,
         Self::ReplicaSet,
         Self::Job,
+        Self::Service,
     ];
 }
 

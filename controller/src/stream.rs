@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use durward_engine::Detail;
 use durward_proto::wire::{from_node, to_node};
 use durward_proto::{encode, wire};
 use futures::Stream;
@@ -107,11 +108,12 @@ impl NodeStream {
     async fn greet(&self, mut inbound: Streaming<wire::FromNode>) -> Result<Box<Talk>, Status> {
         let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("FromNode.hello: none came in time"))??;
-        let wire::Hello { node, has } = hello(first)?;
+        let wire::Hello { node, has, backends } = hello(first)?;
+        let detail = if backends { Detail::Backends } else { Detail::Frontends };
         let node: Arc<str> = node.into();
         let has = has.filter(|version| version.epoch == self.epoch).map(|version| version.number);
         let (reply, answer) = oneshot::channel();
-        let ask = Ask::Subscribe { node: node.clone(), has, reply };
+        let ask = Ask::Subscribe { node: node.clone(), has, detail, reply };
         self.asks.send(ask).await.map_err(|_| stopping())?;
         let Subscription { mailbox, stream, opening } =
             answer.await.map_err(|_| Status::from(End::Replaced))??;

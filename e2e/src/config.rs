@@ -27,13 +27,19 @@ pub enum Proxy {
     Nftables,
     /// By iptables.
     Iptables,
+    /// By nftables on n1, n3, …, by iptables on n2, n4, ….
+    Both,
 }
 
 impl Proxy {
-    pub(crate) fn mode(self) -> &'static str {
+    /// On a node, as kube-proxy calls it.
+    pub(crate) fn mode(self, node: &str) -> &'static str {
+        let is_even = node.ends_with(['0', '2', '4', '6', '8']);
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Both if is_even => "iptables",
+            Self::Both => "nftables",
         }
     }
 }

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::{
-    AtomId, Attribution, AttributionId, Block, Direction, Logging, NodeView, Pod, PodUid, Row, Set, SetId,
+    AtomId, Attribution, AttributionId, Block, Direction, Frontend, Logging, NodeView, Pod, PodUid, Row,
+    Service, Set, SetId,
 };
 
 /// What changes in a map: the entries with their new values, and those that go.
@@ -71,6 +72,8 @@ pub struct Patch {
     pub addresses: Delta<IpAddr, AtomId>,
     /// Remote blocks.
     pub blocks: Delta<Block, AtomId>,
+    /// Where Services are called.
+    pub services: Delta<Frontend, Service>,
     /// What is logged, if that changes.
     pub logging: Option<Logging>,
 }
@@ -87,7 +90,7 @@ impl Patch {
     /// What turns `old` into `new`.
     pub fn between(old: &NodeView, new: &NodeView) -> Self {
         // Destructured in full, so that a new field cannot be forgotten here.
-        let NodeView { pods, sets, attributions, addresses, blocks, logging } = new;
+        let NodeView { pods, sets, attributions, addresses, blocks, services, logging } = new;
         let mut set_deltas = BTreeMap::new();
         for (&id, set) in sets {
             match old.sets.get(&id) {
@@ -109,6 +112,7 @@ impl Patch {
             attributions: Delta::between(&old.attributions, attributions),
             addresses: Delta::between(&old.addresses, addresses),
             blocks: Delta::between(&old.blocks, blocks),
+            services: Delta::between(&old.services, services),
             logging: (old.logging != *logging).then_some(*logging),
         }
     }
@@ -139,11 +143,12 @@ impl NodeView {
     /// [`PatchError`] if the patch was made for another view. This one is then half changed and must
     /// not be used; who cannot be sure of the patch takes [`NodeView::patched`].
     pub fn patch(&mut self, patch: Patch) -> Result<(), PatchError> {
-        let Patch { pods, sets, attributions, addresses, blocks, logging } = patch;
+        let Patch { pods, sets, attributions, addresses, blocks, services, logging } = patch;
         pods.apply(&mut self.pods, "a pod")?;
         attributions.apply(&mut self.attributions, "an attribution")?;
         addresses.apply(&mut self.addresses, "an address")?;
         blocks.apply(&mut self.blocks, "a block")?;
+        services.apply(&mut self.services, "a Service's frontend")?;
         for (id, delta) in sets {
             match delta {
                 SetDelta::New(set) => drop(self.sets.insert(id, set)),

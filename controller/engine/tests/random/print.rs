@@ -30,6 +30,10 @@ fn one(event: &Event) -> String {
         }
         Event::NamespaceGone(name) => format!("namespaceGone: {name}"),
         Event::PolicyGone(key) => format!("policyGone: {key}"),
+        // Not among the random ones: `services.rs` has its own.
+        Event::Service(_) | Event::ServiceGone(_) | Event::EndpointSlice(_) | Event::EndpointSliceGone(_) => {
+            format!("{event:?}")
+        }
         Event::Logging(logging) => format!("logging: {logging:?}"),
         Event::Policy(policy) => {
             let mut text = format!("policy: {}  # logged: {}\n", policy.key, policy.logged);
