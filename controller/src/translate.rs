@@ -332,6 +332,29 @@ mod tests {
     }
 
     #[test]
+    fn a_terminating_pod_is_like_any_other() {
+        let mut terminating = pod();
+        terminating["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:00:09Z");
+        terminating["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        assert_eq!(read(terminating), read(pod()));
+    }
+
+    #[test]
+    fn addresses_are_the_list_or_the_single_one_and_mapped_ones_are_ipv4() {
+        let of = |status: Value| {
+            let mut pod = pod();
+            pod["status"] = status;
+            let (pod, ..) = read(pod);
+            pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of(json!({})), [""; 0]);
+        assert_eq!(of(json!({ "podIP": "10.0.0.1" })), ["10.0.0.1"]);
+        let both =
+            json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "fd00::1" }, { "ip": "::ffff:10.0.0.2" }] });
+        assert_eq!(of(both), ["10.0.0.2", "fd00::1"]);
+    }
+
+    #[test]
     fn what_is_not_understood_is_left_out_and_said() {
         let mut wrong = pod();
         wrong["spec"]["containers"][0]["ports"] = json!([
