@@ -35,6 +35,7 @@ impl TryFrom<wire::Patch> for Patch {
             put_blocks,
             removed_blocks,
             logging,
+            merged,
         } = patch;
         let field = |name| Field("Patch", name);
         let put = field("put_pods").map(put_pods.into_iter().map(pod))?;
@@ -58,7 +59,7 @@ impl TryFrom<wire::Patch> for Patch {
 
         let sets = sets(new_sets, changed_sets, removed_sets)?;
         let logging = logging.map(Logging::try_from).transpose()?;
-        Ok(Self { pods, sets, attributions, addresses, blocks, logging })
+        Ok(Self { pods, sets, attributions, addresses, blocks, logging, merged })
     }
 }
 

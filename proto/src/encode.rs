@@ -85,7 +85,7 @@ impl Parts {
 
 impl From<&Patch> for wire::Patch {
     fn from(patch: &Patch) -> Self {
-        let Patch { pods, sets, attributions, addresses, blocks, logging } = patch;
+        let Patch { pods, sets, attributions, addresses, blocks, logging, merged } = patch;
         let (mut new_sets, mut changed_sets, mut removed_sets) = (vec![], vec![], vec![]);
         for (id, delta) in sets {
             let id = bytes(id.0);
@@ -117,6 +117,7 @@ impl From<&Patch> for wire::Patch {
             put_blocks: blocks.put.iter().map(wire::Block::from).collect(),
             removed_blocks: blocks.removed.iter().map(|&block| block_of(block, Vec::new())).collect(),
             logging: logging.map(wire::Logging::from),
+            merged: *merged,
         }
     }
 }

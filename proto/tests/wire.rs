@@ -116,14 +116,16 @@ fn patch() -> impl Strategy<Value = Patch> {
         delta(btree_map(address(), atom(), 0..4), btree_set(address(), 0..3)),
         delta(btree_map(block(), atom(), 0..4), btree_set(block(), 0..3)),
         prop::option::of(logging()),
+        any::<bool>(),
     )
-        .prop_map(|(pods, sets, attributions, addresses, blocks, logging)| Patch {
+        .prop_map(|(pods, sets, attributions, addresses, blocks, logging, merged)| Patch {
             pods,
             sets,
             attributions,
             addresses,
             blocks,
             logging,
+            merged,
         })
 }
 
@@ -286,6 +288,7 @@ fn good() -> wire::Patch {
             deny: wire::LogMode::All.into(),
             generation: 1,
         }),
+        merged: false,
     }
 }
 
