@@ -118,9 +118,10 @@ impl NodeStream {
         let Subscription { mailbox, stream, opening } =
             answer.await.map_err(|_| Status::from(End::Replaced))??;
         info!(node = &*node, has, "a node's stream begins");
-        let leave = Leave { mailbox: mailbox.clone(), stream, node: node.clone() };
+        let leave = Leave { mailbox: mailbox.clone(), stream, node };
         let (last, heard_last) = oneshot::channel();
-        let listener = Listener { asks: self.asks.clone(), node, stream, epoch: self.epoch };
+        let metrics = self.metrics.clone();
+        let listener = Listener { mailbox: mailbox.clone(), metrics, stream, epoch: self.epoch };
         let mut listening = JoinSet::new();
         listening.spawn(async move {
             // If nobody hears the reason, the stream has ended already.
@@ -186,7 +187,7 @@ impl Talk {
 impl From<End> for Status {
     fn from(end: End) -> Self {
         match end {
-            End::Replaced => Self::aborted(end.to_string()),
+            End::Replaced | End::Behind => Self::aborted(end.to_string()),
             End::Closed => Self::unavailable(end.to_string()),
         }
     }
@@ -213,8 +214,8 @@ fn unknown_message() -> Status {
 
 /// Listens to the node's half of the stream.
 struct Listener {
-    asks: mpsc::Sender<Ask>,
-    node: Arc<str>,
+    mailbox: Arc<Mailbox>,
+    metrics: Arc<Metrics>,
     stream: u64,
     epoch: u64,
 }
@@ -241,9 +242,8 @@ impl Listener {
                 }
                 None => return unknown_message(),
             };
-            let (node, stream, number) = (self.node.clone(), self.stream, version.number);
-            if self.asks.send(Ask::Acknowledge { node, stream, number }).await.is_err() {
-                return stopping();
+            if let Some(heard) = self.mailbox.acknowledge(self.stream, version.number) {
+                self.metrics.propagation.observe(heard.elapsed().as_secs_f64());
             }
         }
     }

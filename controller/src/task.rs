@@ -24,7 +24,7 @@ use crate::identity::{Identities, PodIdentity};
 use crate::logging::Progress;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Kind, Metrics};
-use crate::outlet::Opening;
+use crate::outlet::{Lost, Opening};
 
 /// How many changes are applied at once at most.
 const MAX_BATCH: usize = 1024;
@@ -58,8 +58,6 @@ pub(crate) enum Ask {
         detail: Detail,
         reply: oneshot::Sender<Result<Subscription, UnknownNode>>,
     },
-    /// A node has a version in its kernel.
-    Acknowledge { node: Arc<str>, stream: u64, number: u64 },
     /// Who has these addresses?
     Identify { addresses: Vec<IpAddr>, reply: oneshot::Sender<Vec<Identity>> },
     /// What a node has to say of itself.
@@ -225,12 +223,13 @@ impl Task {
         for (node, patch) in patches {
             let Some(mailbox) = self.mailboxes.get(&node) else { continue };
             self.metrics.view_versions.inc();
-            if let Err(error) = mailbox.push(patch, heard) {
-                // Cannot be, unless the engine is wrong. The node keeps what it has until it comes back.
-                error!(%error, node = &*node, "a node's view went wrong; it is made anew");
-                mailbox.close();
-                self.mailboxes.remove(&node);
-                self.engine.unsubscribe(&node);
+            // The node keeps what it has until it comes back, and is told the whole view then.
+            match mailbox.push(patch, heard) {
+                Ok(()) => {}
+                Err(Lost::Behind) => {
+                    self.metrics.nodes_behind.inc();
+                }
+                Err(Lost::Patch(error)) => error!(%error, node = &*node, "a node's view went wrong"),
             }
         }
         self.tell(faults);
@@ -295,12 +294,6 @@ impl Task {
                 let subscription = self.subscribe(&node, has, detail);
                 let _ = reply.send(subscription);
             }
-            Ask::Acknowledge { node, stream, number } => {
-                let heard = self.mailboxes.get(&node).and_then(|mailbox| mailbox.acknowledge(stream, number));
-                if let Some(heard) = heard {
-                    self.metrics.propagation.observe(heard.elapsed().as_secs_f64());
-                }
-            }
             Ask::Identify { addresses, reply } => {
                 let now_ms = now_ms();
                 let identify = |address| self.identities.identify(address, now_ms);
@@ -329,18 +322,14 @@ impl Task {
             None => {
                 // A node that was forgotten and comes back must not find an old number with a new content.
                 self.views += 1;
-                let mailbox = Arc::new(Mailbox::new(
-                    self.engine.subscribe_with(node, detail),
-                    (self.views << 32) | 1,
-                    detail,
-                ));
+                let mailbox = Arc::new(Mailbox::new((self.views << 32) | 1, detail));
                 self.metrics.view_versions.inc();
                 self.mailboxes.insert(node.clone(), mailbox.clone());
                 mailbox
             }
         };
         self.streams += 1;
-        let opening = mailbox.open(self.streams, has);
+        let opening = mailbox.open(self.streams, has, || self.engine.subscribe_with(node, detail));
         Ok(Subscription { mailbox, stream: self.streams, opening })
     }
 

@@ -37,6 +37,7 @@ impl TryFrom<wire::Patch> for Patch {
             logging,
             put_services,
             removed_services,
+            merged,
         } = patch;
         let field = |name| Field("Patch", name);
         let put = field("put_pods").map(put_pods.into_iter().map(pod))?;
@@ -63,7 +64,7 @@ impl TryFrom<wire::Patch> for Patch {
 
         let sets = sets(new_sets, changed_sets, removed_sets)?;
         let logging = logging.map(Logging::try_from).transpose()?;
-        Ok(Self { pods, sets, attributions, addresses, blocks, services, logging })
+        Ok(Self { pods, sets, attributions, addresses, blocks, services, logging, merged })
     }
 }
 

@@ -88,7 +88,7 @@ impl Parts {
 
 impl From<&Patch> for wire::Patch {
     fn from(patch: &Patch) -> Self {
-        let Patch { pods, sets, attributions, addresses, blocks, services, logging } = patch;
+        let Patch { pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
         let (mut new_sets, mut changed_sets, mut removed_sets) = (vec![], vec![], vec![]);
         for (id, delta) in sets {
             let id = bytes(id.0);
@@ -122,6 +122,7 @@ impl From<&Patch> for wire::Patch {
             logging: logging.map(wire::Logging::from),
             put_services: services.put.iter().map(wire::Service::from).collect(),
             removed_services: services.removed.iter().map(wire::Frontend::from).collect(),
+            merged: *merged,
         }
     }
 }

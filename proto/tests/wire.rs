@@ -132,8 +132,9 @@ fn patch() -> impl Strategy<Value = Patch> {
         delta(btree_map(block(), atom(), 0..4), btree_set(block(), 0..3)),
         delta(btree_map(frontend(), service(), 0..4), btree_set(frontend(), 0..3)),
         prop::option::of(logging()),
+        any::<bool>(),
     )
-        .prop_map(|(pods, sets, attributions, addresses, blocks, services, logging)| Patch {
+        .prop_map(|(pods, sets, attributions, addresses, blocks, services, logging, merged)| Patch {
             pods,
             sets,
             attributions,
@@ -141,6 +142,7 @@ fn patch() -> impl Strategy<Value = Patch> {
             blocks,
             services,
             logging,
+            merged,
         })
 }
 
@@ -318,6 +320,7 @@ fn good() -> wire::Patch {
             backends: vec![wire::Backend { address: vec![10, 0, 0, 1], port: 80 }],
         }],
         removed_services: vec![wire::Frontend { address: vec![], port: 0x6_7530 }],
+        merged: false,
     }
 }
 

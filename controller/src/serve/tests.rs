@@ -258,6 +258,30 @@ async fn a_node_that_does_not_read_is_owed_the_newest_view_and_no_queue() {
 }
 
 #[tokio::test]
+async fn a_node_that_falls_too_far_behind_comes_back_for_the_whole_view() {
+    const PODS: usize = 6_000;
+    let controller = Controller::start().await;
+    let mut node = controller.node(None).await;
+    node.open().await;
+    for round in 1..=3 {
+        controller.tell((0..PODS).map(|number| Change::Engine(Event::Pod(pod(number, round))))).await;
+    }
+    until("it is behind", || controller.metrics.nodes_behind.get() == 1).await;
+    assert_eq!(node.refused().await.code(), Code::Aborted);
+
+    let mut again = controller.node(node.has).await;
+    assert!(again.open().await > 0);
+    while again.view.pods.len() < PODS {
+        again.hear().await.unwrap();
+    }
+    controller.log(5).await;
+    while again.view.logging != logging(5) {
+        again.hear().await.unwrap();
+    }
+    assert!(again.view.pods.values().all(|pod| pod.addresses[0].to_string().starts_with("10.3.")));
+}
+
+#[tokio::test]
 async fn a_newer_stream_of_a_node_replaces_the_older() {
     let controller = Controller::start().await;
     let mut older = controller.node(None).await;
