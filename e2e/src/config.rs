@@ -18,6 +18,15 @@ pub enum Cni {
     Bridge,
 }
 
+impl Cni {
+    pub(crate) fn plugin(self) -> &'static str {
+        match self {
+            Self::Ptp => "ptp",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
 /// How kube-proxy translates Services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
