@@ -41,6 +41,15 @@ pub enum Proxy {
 }
 
 impl Proxy {
+    /// On all nodes, for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Both => "nftables and iptables",
+        }
+    }
+
     /// On a node, as kube-proxy calls it.
     pub(crate) fn mode(self, node: &str) -> &'static str {
         let is_even = node.ends_with(['0', '2', '4', '6', '8']);

@@ -26,7 +26,7 @@ pub fn run(plugins: &[Cni], proxy: Proxy) -> Result<()> {
     let mut conforms = true;
     for &cni in plugins {
         let report = on_bed(&suite, Config::new("conformance").nodes(2).cni(cni).proxy(proxy))?;
-        let name = format!("{} with {}", cni.plugin(), proxy.mode());
+        let name = format!("{} with {}", cni.plugin(), proxy.name());
         summary += &report.row(&name);
         details += &report.details(&name);
         conforms &= report.conforms(SKIPPED);

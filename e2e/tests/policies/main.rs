@@ -1,6 +1,7 @@
 //! Policies on a whole cluster: real pods on two nodes, real sockets, real log files. Needs root.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test, and says where")]
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::process::ExitCode;
