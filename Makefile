@@ -15,7 +15,7 @@ DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 BED := cargo run --locked -p durward-e2e --bin durward-bed --
 
-.PHONY: help setup demo test lint cluster cluster-down images bench-datapath bench-cluster bench-engine fuzz-engine
+.PHONY: help setup demo test conformance lint cluster cluster-down images bench-datapath bench-cluster bench-engine fuzz-engine
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: setup ## A guided tour on a throwaway two-node Kubernetes made here
 # Programs of tests run one after the other. Those in e2e have a cluster each, which is down before the next one starts.
 test: setup ## Everything that is tested
 	@cargo test --locked --workspace
+
+conformance: setup ## Kubernetes' own suite of NetworkPolicy, once with each CNI plugin
+	@cargo run --locked -p durward-e2e --bin durward-conformance
 
 lint: setup $(DENY) ## Format, clippy, licences and sources of dependencies (warnings of C are errors in any build)
 	@cargo fmt --all --check

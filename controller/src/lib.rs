@@ -1,7 +1,7 @@
 //! The controller: watches the cluster's objects and tells every node its rules.
 //!
 //! ```text
-//! API server → watch → translate, policy → task (owns the engine) → mailbox → stream → enforcers
+//! API server → watch → translate, policy, service → task (owns the engine) → mailbox → stream → enforcers
 //!                      keeper, logging   ⇄
 //! ```
 //!
@@ -19,6 +19,7 @@ mod outlet;
 mod policy;
 mod run;
 mod serve;
+mod service;
 mod stream;
 mod task;
 mod translate;

@@ -1,12 +1,14 @@
 //! Patches: what turns one view into the next. Pure.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use thiserror::Error;
 
 use crate::{
-    AtomId, Attribution, AttributionId, Block, Direction, Logging, NodeView, Pod, PodUid, Row, Set, SetId,
+    AtomId, Attribution, AttributionId, Block, Direction, Frontend, Logging, NodeView, Pod, PodUid, Row,
+    Service, Set, SetId,
 };
 
 /// What changes in a map: the entries with their new values, and those that go.
@@ -38,12 +40,46 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
         self.put.is_empty() && self.removed.is_empty()
     }
 
-    fn apply(self, map: &mut BTreeMap<K, V>, what: &'static str) -> Result<(), PatchError> {
+    /// How many entries change.
+    pub fn len(&self) -> usize {
+        self.put.len() + self.removed.len()
+    }
+
+    /// Adds what changes after this. What comes and goes again stays among `removed`: whether it was
+    /// there before cannot be told.
+    fn merge(&mut self, later: Self) {
+        for key in later.removed {
+            self.put.remove(&key);
+            self.removed.insert(key);
+        }
+        for (key, value) in later.put {
+            self.removed.remove(&key);
+            self.put.insert(key, value);
+        }
+    }
+
+    fn apply(self, map: &mut BTreeMap<K, V>, removal: Removal, what: &'static str) -> Result<(), PatchError> {
         for key in self.removed {
-            map.remove(&key).ok_or(PatchError { what })?;
+            removal.check(map.remove(&key).is_some(), what)?;
         }
         map.extend(self.put);
         Ok(())
+    }
+}
+
+/// Whether what a patch removes has to be there.
+#[derive(Clone, Copy)]
+enum Removal {
+    Exact,
+    Lenient,
+}
+
+impl Removal {
+    fn check(self, was_there: bool, what: &'static str) -> Result<(), PatchError> {
+        match self {
+            Self::Exact if !was_there => Err(PatchError { what }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -71,8 +107,12 @@ pub struct Patch {
     pub addresses: Delta<IpAddr, AtomId>,
     /// Remote blocks.
     pub blocks: Delta<Block, AtomId>,
+    /// Where Services are called.
+    pub services: Delta<Frontend, Service>,
     /// What is logged, if that changes.
     pub logging: Option<Logging>,
+    /// Whether it is several in one: then what it removes need not be there.
+    pub merged: bool,
 }
 
 /// A patch that was made for another view: sender and receiver disagree on what was sent before.
@@ -87,7 +127,7 @@ impl Patch {
     /// What turns `old` into `new`.
     pub fn between(old: &NodeView, new: &NodeView) -> Self {
         // Destructured in full, so that a new field cannot be forgotten here.
-        let NodeView { pods, sets, attributions, addresses, blocks, logging } = new;
+        let NodeView { pods, sets, attributions, addresses, blocks, services, logging } = new;
         let mut set_deltas = BTreeMap::new();
         for (&id, set) in sets {
             match old.sets.get(&id) {
@@ -109,13 +149,73 @@ impl Patch {
             attributions: Delta::between(&old.attributions, attributions),
             addresses: Delta::between(&old.addresses, addresses),
             blocks: Delta::between(&old.blocks, blocks),
+            services: Delta::between(&old.services, services),
             logging: (old.logging != *logging).then_some(*logging),
+            merged: false,
         }
     }
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self.len() == 0
+    }
+
+    /// How many entries change: what the patch costs, in memory and on the wire, grows with it.
+    pub fn len(&self) -> usize {
+        let Self { pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = self;
+        let sets = sets.values().map(SetDelta::len).sum::<usize>();
+        let maps = pods.len() + attributions.len() + addresses.len() + blocks.len() + services.len();
+        sets + maps + usize::from(logging.is_some())
+    }
+
+    /// Adds what changes after this, so that this one patch leads to where `later` does.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError`] if `later` was made for a view that this one cannot lead to. This one is then
+    /// half merged and must not be used.
+    pub fn merge(&mut self, later: Self) -> Result<(), PatchError> {
+        let Self { pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = later;
+        self.pods.merge(pods);
+        for (id, delta) in sets {
+            match self.sets.entry(id) {
+                Entry::Vacant(entry) => drop(entry.insert(delta)),
+                Entry::Occupied(mut entry) => entry.get_mut().merge(delta)?,
+            }
+        }
+        self.attributions.merge(attributions);
+        self.addresses.merge(addresses);
+        self.blocks.merge(blocks);
+        self.services.merge(services);
+        self.logging = logging.or(self.logging);
+        self.merged = true;
+        Ok(())
+    }
+}
+
+impl SetDelta {
+    /// The set itself, and its rows that change.
+    fn len(&self) -> usize {
+        match self {
+            Self::New(set) => 1 + set.rows.len(),
+            Self::Rows(rows) => 1 + rows.len(),
+            Self::Removed => 1,
+        }
+    }
+
+    fn merge(&mut self, later: Self) -> Result<(), PatchError> {
+        match (&mut *self, later) {
+            (Self::New(set), Self::Rows(rows)) => rows.apply(&mut set.rows, Removal::Exact, "a row"),
+            (Self::Rows(rows), Self::Rows(later)) => {
+                rows.merge(later);
+                Ok(())
+            }
+            (Self::Removed, Self::Rows(_)) => Err(PatchError { what: "a set" }),
+            (_, later @ (Self::New(_) | Self::Removed)) => {
+                *self = later;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -139,21 +239,21 @@ impl NodeView {
     /// [`PatchError`] if the patch was made for another view. This one is then half changed and must
     /// not be used; who cannot be sure of the patch takes [`NodeView::patched`].
     pub fn patch(&mut self, patch: Patch) -> Result<(), PatchError> {
-        let Patch { pods, sets, attributions, addresses, blocks, logging } = patch;
-        pods.apply(&mut self.pods, "a pod")?;
-        attributions.apply(&mut self.attributions, "an attribution")?;
-        addresses.apply(&mut self.addresses, "an address")?;
-        blocks.apply(&mut self.blocks, "a block")?;
+        let Patch { pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
+        let removal = if merged { Removal::Lenient } else { Removal::Exact };
+        pods.apply(&mut self.pods, removal, "a pod")?;
+        attributions.apply(&mut self.attributions, removal, "an attribution")?;
+        addresses.apply(&mut self.addresses, removal, "an address")?;
+        blocks.apply(&mut self.blocks, removal, "a block")?;
+        services.apply(&mut self.services, removal, "a Service's frontend")?;
         for (id, delta) in sets {
             match delta {
                 SetDelta::New(set) => drop(self.sets.insert(id, set)),
                 SetDelta::Rows(rows) => {
                     let set = self.sets.get_mut(&id).ok_or(PatchError { what: "a set" })?;
-                    rows.apply(&mut set.rows, "a row")?;
+                    rows.apply(&mut set.rows, removal, "a row")?;
                 }
-                SetDelta::Removed => {
-                    self.sets.remove(&id).ok_or(PatchError { what: "a set" })?;
-                }
+                SetDelta::Removed => removal.check(self.sets.remove(&id).is_some(), "a set")?,
             }
         }
         self.logging = logging.unwrap_or(self.logging);
@@ -173,6 +273,10 @@ mod tests {
     use super::*;
     use crate::{Act, Digest, Policy, Verdict};
     use proptest::prelude::*;
+
+    fn act() -> Act {
+        Act { verdict: Verdict::Deny, attribution: AttributionId(Digest([1; 16])) }
+    }
 
     fn row() -> impl Strategy<Value = Row> {
         (any::<bool>(), 0..3_u8).prop_map(|(allow, n)| {
@@ -218,6 +322,16 @@ mod tests {
             prop_assert_eq!(old.patched(Patch::between(&old, &new)), Ok(new.clone()));
             prop_assert!(Patch::between(&new, &new).is_empty());
         }
+
+        #[test]
+        fn patches_in_one_lead_to_where_they_do_in_turn(views in proptest::collection::vec(view(), 2..6)) {
+            let mut steps = views.windows(2).map(|pair| Patch::between(&pair[0], &pair[1]));
+            let mut all = steps.next().unwrap();
+            for step in steps {
+                all.merge(step).unwrap();
+            }
+            prop_assert_eq!(&views[0].patched(all).unwrap(), views.last().unwrap());
+        }
     }
 
     #[test]
@@ -226,5 +340,36 @@ mod tests {
         patch.addresses.removed.insert(IpAddr::from([10, 0, 0, 1]));
         let refused = NodeView::default().patched(patch);
         assert_eq!(refused, Err(PatchError { what: "an address" }));
+    }
+
+    #[test]
+    fn a_patch_that_cannot_follow_is_refused() {
+        let id = SetId(Digest([1; 16]));
+        let removed = || Patch { sets: [(id, SetDelta::Removed)].into(), ..Patch::default() };
+        let rows = || Patch { sets: [(id, SetDelta::Rows(Delta::default()))].into(), ..Patch::default() };
+        assert_eq!(removed().merge(rows()), Err(PatchError { what: "a set" }));
+        let mut gone = Delta::default();
+        gone.removed.insert(AtomId(Digest([1; 16])));
+        let empty = Set::of_base(Direction::Ingress, Row::uniform(act()));
+        let mut new = Patch { sets: [(id, SetDelta::New(empty))].into(), ..Patch::default() };
+        let later = Patch { sets: [(id, SetDelta::Rows(gone))].into(), ..Patch::default() };
+        assert_eq!(new.merge(later), Err(PatchError { what: "a row" }));
+    }
+
+    #[test]
+    fn a_patch_is_as_long_as_the_entries_that_it_changes() {
+        let id = |n| SetId(Digest([n; 16]));
+        let row = |n| (AtomId(Digest([n; 16])), Row::uniform(act()));
+        let set =
+            Set { rows: [row(1), row(2)].into(), ..Set::of_base(Direction::Ingress, Row::uniform(act())) };
+        let rows = Delta { put: [row(1)].into(), removed: [AtomId(Digest([2; 16]))].into() };
+        let mut patch = Patch::default();
+        assert!(patch.is_empty());
+        patch.sets =
+            [(id(1), SetDelta::New(set)), (id(2), SetDelta::Rows(rows)), (id(3), SetDelta::Removed)].into();
+        patch.addresses.put.insert(IpAddr::from([10, 0, 0, 1]), AtomId(Digest([1; 16])));
+        patch.pods.removed.insert(PodUid::from("u"));
+        patch.logging = Some(Logging::default());
+        assert_eq!(patch.len(), 3 + 3 + 1 + 3);
     }
 }

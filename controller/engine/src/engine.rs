@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use crate::cluster::Cluster;
 use crate::object::{Event, Key, Policy};
 use crate::rules::{Enforced, Rules};
+use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
 use crate::table::{ClassId, NodeId};
 use crate::view::{Refresh, SetPair, View};
@@ -47,6 +48,10 @@ pub struct Sizes {
     pub rows: usize,
     /// Attributions in use.
     pub attributions: usize,
+    /// Addresses and ports at which Services are called.
+    pub frontends: usize,
+    /// EndpointSlices.
+    pub slices: usize,
 }
 
 /// All objects of the cluster, and the views of the nodes that somebody subscribed to.
@@ -60,6 +65,7 @@ pub struct Engine {
     cluster: Cluster,
     rules: Rules,
     sets: Sets,
+    services: Services,
     views: HashMap<NodeId, View>,
 }
 
@@ -74,6 +80,7 @@ impl Engine {
             cluster: Cluster::default(),
             rules: Rules::default(),
             sets: Sets::new(limits),
+            services: Services::default(),
             views: HashMap::new(),
         }
     }
@@ -90,6 +97,8 @@ impl Engine {
         for node in std::mem::take(&mut self.cluster.dirty) {
             self.publish(node, &mut pairs, &mut patches);
         }
+        let changes = self.services.settle();
+        self.publish_services(&changes, &mut patches);
         if self.logging != logging {
             for &node in self.views.keys() {
                 let patch: &mut Patch = patches.entry(self.cluster.nodes.key(node).clone()).or_default();
@@ -122,8 +131,17 @@ impl Engine {
         let Some(view) = self.views.get_mut(&node) else { return };
         let Self { cluster, rules, sets, .. } = self;
         let patch = Refresh { cluster, rules, sets, pairs, node, view }.run(dirt);
+        if !patch.sets.is_empty() {
+            self.services.need(node, view.judges_egress(&self.sets));
+        }
         if !patch.is_empty() {
             patches.insert(self.cluster.nodes.key(node).clone(), patch);
+        }
+    }
+
+    fn publish_services(&mut self, changes: &Changes, patches: &mut BTreeMap<Arc<str>, Patch>) {
+        for (node, services) in self.services.publish(changes) {
+            patches.entry(self.cluster.nodes.key(node).clone()).or_default().services = services;
         }
     }
 
@@ -142,6 +160,10 @@ impl Engine {
                 policies.insert(key.clone());
                 self.change_policy(key, None);
             }
+            Event::Service(service) => self.services.put_service(service),
+            Event::ServiceGone(key) => self.services.remove_service(&key),
+            Event::EndpointSlice(slice) => self.services.put_slice(slice),
+            Event::EndpointSliceGone(key) => self.services.remove_slice(&key),
             Event::Logging(logging) => self.logging = logging,
         }
     }
@@ -190,17 +212,24 @@ impl Engine {
         self.cluster.mark_subjects(policy.subject);
     }
 
+    /// [`Engine::subscribe_with`] of a node that judges after translation.
+    pub fn subscribe(&mut self, node: &str) -> NodeView {
+        self.subscribe_with(node, Detail::Frontends)
+    }
+
     /// From now on `apply` says what changes in this node's view. This is the view that the first
     /// patch applies to. Asking again gives the view as it is now.
-    pub fn subscribe(&mut self, node: &str) -> NodeView {
+    pub fn subscribe_with(&mut self, node: &str, detail: Detail) -> NodeView {
         self.unsubscribe(node);
         let node = self.cluster.node(&node.into());
         self.cluster.nodes.hold(node);
         self.cluster.nodes[node].subscribed = true;
         self.cluster.nodes[node].dirt.pods = self.cluster.nodes[node].pods.iter().copied().collect();
         self.views.insert(node, View::default());
+        self.services.listen(node, detail);
         let mut patches = BTreeMap::new();
         self.publish(node, &mut HashMap::new(), &mut patches);
+        self.publish_services(&Changes::new(), &mut patches);
         self.collect();
         let empty = NodeView { logging: self.logging, ..NodeView::default() };
         let patch = patches.into_values().next().unwrap_or_default();
@@ -217,13 +246,17 @@ impl Engine {
         let Self { cluster, rules, sets, .. } = self;
         Refresh { cluster, rules, sets, pairs: &mut HashMap::new(), node, view: &mut view }.clear();
         self.cluster.nodes[node].subscribed = false;
+        self.services.leave(node);
         self.cluster.nodes.release(node);
         self.collect();
     }
 
     /// How much there is of everything.
     pub fn sizes(&self) -> Sizes {
+        let (frontends, slices) = self.services.sizes();
         Sizes {
+            frontends,
+            slices,
             policies: self.policies.len(),
             pods: self.cluster.pods.len(),
             namespaces: self.cluster.namespaces.len(),

@@ -21,9 +21,11 @@ mod pod;
 mod rules;
 pub mod sample;
 mod selector;
+mod service;
 mod set;
 mod table;
 mod view;
 
 pub use engine::{Engine, Outcome, Sizes};
 pub use limit::{Fault, Limits};
+pub use service::Detail;

@@ -56,6 +56,9 @@ impl Cluster {
             Event::NamespaceGone(name) => drop(self.namespaces.remove(&name)),
             Event::Policy(policy) => drop(self.policies.insert(policy.key.clone(), policy)),
             Event::PolicyGone(key) => drop(self.policies.remove(&key)),
+            // Packets have their backend as their remote by the time that policies are asked.
+            Event::Service(_) | Event::ServiceGone(_) => {}
+            Event::EndpointSlice(_) | Event::EndpointSliceGone(_) => {}
             Event::Logging(logging) => self.logging = logging,
         }
     }

@@ -40,6 +40,13 @@ pub(crate) struct View {
     attributions: Tally<AttributionIndex>,
 }
 
+impl View {
+    /// Whether one of the node's pods is isolated on egress.
+    pub(crate) fn judges_egress(&self, sets: &Sets) -> bool {
+        self.sets.things().any(|set| sets.sets.key(set).direction == Direction::Egress)
+    }
+}
+
 /// One of the node's own pods, as it was told.
 #[derive(Clone, Debug)]
 struct Shown {

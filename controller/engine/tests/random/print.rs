@@ -25,6 +25,10 @@ fn one(event: &Event) -> String {
         Event::NamespaceGone(name) => format!("deleted: {{kind: Namespace, metadata: {{name: {name}}}}}"),
         Event::Policy(policy) => self::policy(policy),
         Event::PolicyGone(key) => format!("deleted: {{kind: NetworkPolicy, {}}}", metadata(key, "")),
+        // Not among the random ones: `services.rs` has its own.
+        Event::Service(_) | Event::ServiceGone(_) | Event::EndpointSlice(_) | Event::EndpointSliceGone(_) => {
+            format!("{event:?}")
+        }
         Event::Logging(logging) => format!("kind: NetworkLogging # {logging:?}"),
     }
 }
