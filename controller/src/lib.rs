@@ -9,8 +9,10 @@
 //! its mailbox what it has not been told. `main.rs` only starts [`run`].
 
 mod event;
+mod files;
 mod health;
 mod identity;
+mod initial;
 mod keeper;
 mod logging;
 mod mailbox;
@@ -28,4 +30,5 @@ mod watch;
 pub mod config;
 
 pub use config::Config;
+pub use files::raise_open_files;
 pub use run::{Listeners, RunError, run};

@@ -22,6 +22,7 @@ use tracing::info;
 use crate::config::Config;
 use crate::event::{self, Notices};
 use crate::health::{self, Health};
+use crate::initial;
 use crate::keeper::Keeper;
 use crate::logging::Progress;
 use crate::metrics::{Kind, Metrics};
@@ -127,6 +128,7 @@ pub async fn run(
         async move { drop(stopped.wait_for(|&stopped| stopped).await) }
     };
 
+    let client = initial::newest(client);
     let around =
         Surroundings { changes, notices: notices.clone(), health: health.clone(), metrics: metrics.clone() };
     let mut watches = JoinSet::new();
@@ -180,9 +182,7 @@ fn epoch() -> u64 {
 
 fn watch_all(client: &Client, around: &Surroundings, watches: &mut JoinSet<()>) {
     let policies = Api::all_with(client.clone(), &ApiResource::erase::<NetworkPolicy>(&()));
-    let pods = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
-    let pods = Api::all_with(client.clone(), &pods);
-    watch(watches, around, Kind::Pod, pods, translate::put_pod, translate::pod_gone);
+    watch(watches, around, Kind::Pod, Api::all(client.clone()), translate::put_pod, translate::pod_gone);
     watch(watches, around, Kind::NetworkPolicy, policies, translate::put_policy, translate::policy_gone);
     let namespaces = Api::all(client.clone());
     watch(watches, around, Kind::Namespace, namespaces, translate::put_namespace, translate::namespace_gone);

@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use crate::event::{Notice, Notices};
 use crate::health::Health;
+use crate::initial;
 use crate::metrics::{Kind, Metrics, OfKind};
 use crate::task::Change;
 
@@ -72,7 +73,7 @@ where
     let waits = ExponentialBackoff::from(waits.without_max_times());
     let (health, failures) =
         (around.health.clone(), around.metrics.watch_failures.get_or_create_owned(&OfKind { kind }));
-    let events = kube_runtime::watcher(api, config).backoff(ResetTimerBackoff::new(waits, RETRY_RESET));
+    let events = initial::objects(api, config).backoff(ResetTimerBackoff::new(waits, RETRY_RESET));
     Box::pin(events.filter_map(move |event| {
         let event = event
             .inspect_err(|error| {
