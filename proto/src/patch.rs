@@ -42,7 +42,11 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
         for key in self.removed {
             map.remove(&key).ok_or(PatchError { what })?;
         }
-        map.extend(self.put);
+        if map.is_empty() {
+            *map = self.put;
+        } else {
+            map.extend(self.put);
+        }
         Ok(())
     }
 }
