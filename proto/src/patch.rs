@@ -62,7 +62,11 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
         for key in self.removed {
             removal.check(map.remove(&key).is_some(), what)?;
         }
-        map.extend(self.put);
+        if map.is_empty() {
+            *map = self.put;
+        } else {
+            map.extend(self.put);
+        }
         Ok(())
     }
 }

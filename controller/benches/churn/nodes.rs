@@ -101,7 +101,7 @@ async fn open(controller: SocketAddr, node: String) -> (Sender<FromNode>, Stream
     let endpoint = Endpoint::from_shared(format!("http://{controller}")).unwrap();
     let mut client = ControlClient::new(endpoint.connect().await.unwrap());
     let (outbound, messages) = mpsc::channel(4);
-    let hello = from_node::Message::Hello(Hello { node, has: None });
+    let hello = from_node::Message::Hello(Hello { node, has: None, backends: false });
     outbound.send(FromNode { message: Some(hello) }).await.unwrap();
     let mut inbound = client.subscribe(ReceiverStream::new(messages)).await.unwrap().into_inner();
     while !matches!(inbound.message().await.unwrap().unwrap().message, Some(to_node::Message::InSync(_))) {}

@@ -3,22 +3,27 @@
 //! Neither is kept: both follow from the pods that have the address, their groups and the node's terms,
 //! and the cluster and the view know until the end of the batch what those were before.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use durward_proto::{AtomId, Delta};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use crate::block::Prefixes;
-use crate::set::Element;
+use crate::cluster::sorted;
+use crate::elements::Element;
+use crate::rules::Term;
 use crate::table::{AtomIndex, ClassId, TermId};
 use crate::view::Refresh;
 
 /// What changed in what a node's rules mention.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
-    pub(crate) came: HashSet<TermId>,
-    pub(crate) went: HashSet<TermId>,
+    /// Whether they mentioned nothing before.
+    pub(crate) all: bool,
+    /// Terms that came into use, sorted.
+    pub(crate) came: Vec<TermId>,
+    /// Terms that went out of it, sorted.
+    pub(crate) went: Vec<TermId>,
     /// Whether terms of blocks are among them; then `old_blocks` are those of before.
     pub(crate) blocks: bool,
     pub(crate) old_blocks: Prefixes,
@@ -37,8 +42,11 @@ type Known = HashMap<(ClassId, Option<AtomIndex>, When), Option<AtomIndex>>;
 
 impl Refresh<'_> {
     /// Brings the atoms of the marked addresses up to date, and of all that the change concerns.
-    pub(crate) fn addresses(&mut self, change: &Change, marked: HashSet<IpAddr>) -> Delta<IpAddr, AtomId> {
-        let (mut delta, mut marked, mut known) = (Delta::default(), marked, Known::new());
+    pub(crate) fn addresses(&mut self, change: &Change, marked: Vec<IpAddr>) -> Delta<IpAddr, AtomId> {
+        if change.all && self.view.named_blocks == 0 {
+            return self.all_addresses();
+        }
+        let (mut delta, marked, mut known) = (Delta::default(), sorted(marked), Known::new());
         let decide = self.classes_decide(change);
         for class in self.concerned(change) {
             let [old, new] = if decide {
@@ -49,24 +57,128 @@ impl Refresh<'_> {
             if decide && old == new {
                 continue;
             }
-            for at in 0..self.cluster.classes[class].pods.len() {
-                let pod = self.cluster.classes[class].pods[at];
-                let Some(live) = self.cluster.pods[pod].live.clone() else { continue };
-                for &address in &live.addresses {
-                    if decide && !marked.contains(&address) && self.cluster.is_only_its_pods(address) {
+            for at in 0..self.cluster.classes[class].members.len() {
+                let addresses = self.cluster.classes[class].members[at].addresses.clone();
+                for &address in &*addresses {
+                    if marked.binary_search(&address).is_ok() {
+                        continue;
+                    }
+                    if decide && self.cluster.is_only_its_pods(address) {
                         self.tell(address, old, new, &mut delta);
                     } else {
-                        marked.insert(address);
+                        self.look_again(change, address, &mut known, &mut delta);
                     }
                 }
             }
         }
         for address in marked {
-            let [old, new] =
-                [When::Before, When::Now].map(|when| self.address_atom(change, address, when, &mut known));
-            self.tell(address, old, new, &mut delta);
+            self.look_again(change, address, &mut known, &mut delta);
         }
         delta
+    }
+
+    fn look_again(
+        &mut self,
+        change: &Change,
+        address: IpAddr,
+        known: &mut Known,
+        delta: &mut Delta<IpAddr, AtomId>,
+    ) {
+        // Several pods may have it; it is told once.
+        if delta.put.contains_key(&address) || delta.removed.contains(&address) {
+            return;
+        }
+        let [old, new] =
+            [When::Before, When::Now].map(|when| self.address_atom(change, address, when, known));
+        self.tell(address, old, new, delta);
+    }
+
+    /// All addresses of a view that had none.
+    fn all_addresses(&mut self) -> Delta<IpAddr, AtomId> {
+        let matches = self.matches();
+        let (mut v4, mut others) = (vec![], vec![]);
+        let mut elements: Vec<Element> = vec![];
+        for same in matches.chunk_by(|(one, _), (other, _)| one == other) {
+            elements.clear();
+            elements.extend(same.iter().map(|&(_, element)| element));
+            let mut last = None;
+            let mut count = 0;
+            for member in &self.cluster.classes[same[0].0].members {
+                for &address in &*member.addresses {
+                    if self.cluster.shared.contains_key(&address) {
+                        continue;
+                    }
+                    let block = self.view.blocks.longest(address);
+                    let atom = match last {
+                        Some((of, atom)) if of == block => atom,
+                        _ => {
+                            let elements = match block {
+                                None => self.sets.atom(self.rules, &elements),
+                                Some(block) => {
+                                    let both = elements.iter().chain(&**self.sets.atoms.key(block));
+                                    let both = sorted(both.copied().collect());
+                                    self.sets.atom(self.rules, &both)
+                                }
+                            };
+                            if let Some((_, atom)) = last.replace((block, elements)) {
+                                self.atoms.add_times(atom, std::mem::take(&mut count));
+                            }
+                            elements
+                        }
+                    };
+                    count += 1;
+                    match address {
+                        IpAddr::V4(address) => v4.push((address.to_bits(), atom)),
+                        IpAddr::V6(_) => others.push((address, atom)),
+                    }
+                }
+            }
+            if let Some((_, atom)) = last {
+                self.atoms.add_times(atom, count);
+            }
+        }
+        others.extend(self.shared_addresses(&matches));
+        v4.sort_unstable();
+        others.sort_unstable();
+        let v4 = v4.into_iter().map(|(bits, atom)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), atom));
+        let put = v4.chain(others).map(|(address, atom)| (address, self.sets.atoms[atom])).collect();
+        Delta { put, ..Delta::default() }
+    }
+
+    /// The addresses of several pods, of the classes that match something.
+    fn shared_addresses(&mut self, matches: &[(ClassId, Element)]) -> Vec<(IpAddr, AtomIndex)> {
+        let (change, mut known, mut found) = (Change::default(), Known::new(), vec![]);
+        let shared: Vec<_> = self.cluster.shared.keys().copied().collect();
+        for address in shared {
+            let classes = self.cluster.classes_of(address);
+            if classes.iter().all(|class| matches.binary_search_by_key(class, |(class, _)| *class).is_err()) {
+                continue;
+            }
+            if let Some(atom) = self.address_atom(&change, address, When::Now, &mut known) {
+                self.atoms.add(atom);
+                found.push((address, atom));
+            }
+        }
+        found
+    }
+
+    /// The classes that the node's terms mention, with what they match; sorted.
+    fn matches(&self) -> Vec<(ClassId, Element)> {
+        let mut matches = vec![];
+        for term in self.view.terms.things() {
+            let Term { group: Some(group), port, .. } = self.rules.terms.key(term) else { continue };
+            let classes = self.cluster.groups[*group].classes.iter();
+            match port {
+                None => matches.extend(classes.map(|&class| (class, (term, 0)))),
+                Some((protocol, name)) => matches.extend(classes.flat_map(|&class| {
+                    let ports = self.cluster.ports(class).iter();
+                    let bound = ports.filter(|port| port.protocol == *protocol && port.name == *name);
+                    bound.map(move |port| (class, (term, port.number)))
+                })),
+            }
+        }
+        matches.sort_unstable();
+        matches
     }
 
     /// Whether the addresses of a class all have the same atom, but for those of several pods.
@@ -77,11 +189,11 @@ impl Refresh<'_> {
     }
 
     /// Classes of which the change may concern addresses.
-    fn concerned(&self, change: &Change) -> BTreeSet<ClassId> {
+    fn concerned(&self, change: &Change) -> Vec<ClassId> {
         let others = self.view.terms.things().filter(|_| change.blocks);
         let terms = change.came.iter().chain(&change.went).copied().chain(others);
-        let groups: BTreeSet<_> = terms.filter_map(|term| self.rules.terms.key(term).group).collect();
-        groups.into_iter().flat_map(|group| &self.cluster.groups[group].classes).copied().collect()
+        let groups = sorted(terms.filter_map(|term| self.rules.terms.key(term).group).collect());
+        sorted(groups.into_iter().flat_map(|group| &self.cluster.groups[group].classes).copied().collect())
     }
 
     fn tell(
@@ -95,11 +207,11 @@ impl Refresh<'_> {
             return;
         }
         if let Some(atom) = old {
-            self.view.atoms.sub(atom);
+            self.atoms.sub(atom);
         }
         match new {
             Some(atom) => {
-                self.view.atoms.add(atom);
+                self.atoms.add(atom);
                 delta.put.insert(address, self.sets.atoms[atom]);
             }
             None => drop(delta.removed.insert(address)),
@@ -151,10 +263,8 @@ impl Refresh<'_> {
         if elements.is_empty() {
             return None;
         }
-        elements.extend(block.into_iter().flat_map(|block| self.sets.atoms.key(block)));
-        elements.sort_unstable();
-        elements.dedup();
-        Some(self.sets.atom(self.rules, elements))
+        elements.extend(block.into_iter().flat_map(|block| &**self.sets.atoms.key(block)));
+        Some(self.sets.atom(self.rules, &sorted(elements)))
     }
 
     /// Adds what a pod of the class matches; without an address, no term is of a block, too.
@@ -182,7 +292,7 @@ impl Refresh<'_> {
             match &content.port {
                 None => into.push((term, 0)),
                 Some((protocol, name)) => {
-                    let ports = self.cluster.classes.key(class).ports.iter();
+                    let ports = self.cluster.ports(class).iter();
                     let bound = ports.filter(|port| port.protocol == *protocol && port.name == *name);
                     into.extend(bound.map(|port| (term, port.number)));
                 }
@@ -191,10 +301,11 @@ impl Refresh<'_> {
     }
 
     fn uses(&self, change: &Change, term: TermId, when: When) -> bool {
-        let now = self.view.terms.has(term);
+        let now = self.view.terms.uses(term) > 0;
         match when {
             When::Now => now,
-            When::Before => now && !change.came.contains(&term) || change.went.contains(&term),
+            When::Before if now => change.came.binary_search(&term).is_err(),
+            When::Before => change.went.binary_search(&term).is_ok(),
         }
     }
 

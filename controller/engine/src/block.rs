@@ -23,31 +23,37 @@ impl IpBlock {
 /// Atoms by prefix.
 #[derive(Debug, Default)]
 pub(crate) struct Prefixes {
-    atoms: BTreeMap<Block, AtomIndex>,
+    /// Sorted.
+    atoms: Box<[(Block, AtomIndex)]>,
     /// The lengths that occur, the longest first: of IPv4 and of IPv6.
-    lengths: [Vec<u8>; 2],
+    lengths: [Box<[u8]>; 2],
 }
 
 impl Prefixes {
-    pub(crate) fn new(atoms: BTreeMap<Block, AtomIndex>) -> Self {
+    /// The blocks must be sorted.
+    pub(crate) fn new(atoms: Vec<(Block, AtomIndex)>) -> Self {
         let lengths = [true, false].map(|v4| {
-            let blocks = atoms.keys().filter(|block| block.address().is_ipv4() == v4);
-            let lengths: BTreeSet<_> = blocks.map(|block| block.length()).collect();
+            let blocks = atoms.iter().filter(|(block, _)| block.address().is_ipv4() == v4);
+            let lengths: BTreeSet<_> = blocks.map(|(block, _)| block.length()).collect();
             lengths.into_iter().rev().collect()
         });
-        Self { atoms, lengths }
+        Self { atoms: atoms.into(), lengths }
     }
 
-    pub(crate) fn atoms(&self) -> &BTreeMap<Block, AtomIndex> {
+    pub(crate) fn atoms(&self) -> &[(Block, AtomIndex)] {
         &self.atoms
+    }
+
+    pub(crate) fn get(&self, block: Block) -> Option<AtomIndex> {
+        let at = self.atoms.binary_search_by_key(&block, |(block, _)| *block).ok()?;
+        Some(self.atoms[at].1)
     }
 
     /// The atom of the longest prefix that holds an address.
     pub(crate) fn longest(&self, address: IpAddr) -> Option<AtomIndex> {
-        self.lengths[usize::from(address.is_ipv6())].iter().find_map(|&length| {
-            let block = Block::containing(address, length).ok()?;
-            self.atoms.get(&block).copied()
-        })
+        self.lengths[usize::from(address.is_ipv6())]
+            .iter()
+            .find_map(|&length| self.get(Block::containing(address, length).ok()?))
     }
 }
 

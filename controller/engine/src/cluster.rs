@@ -4,45 +4,84 @@
 //! addresses in groups that they use). What it means is worked out later, from the state at the end
 //! of the batch; so the order of events cannot matter.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use durward_proto::{Direction, PodUid};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
-use crate::object::{Key, Labels, NamedPort, Selector};
-use crate::selector::SelectorIndex;
-use crate::table::{BodyId, ClassId, GroupId, NamespaceId, NodeId, PodId, ScopeId, Table, TermId};
+use crate::object::{Key, NamedPort};
+use crate::selector::{Files, SelectorIndex};
+use crate::table::{
+    BodyId, ClassId, GroupId, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table,
+    TermId, WordId,
+};
+use crate::words::Words;
 
 /// A pod that is there; pods that policies do not see are not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Live {
     pub(crate) uid: PodUid,
     pub(crate) class: ClassId,
-    pub(crate) addresses: Box<[IpAddr]>,
-    pub(crate) node: Option<NodeId>,
+    /// Where it is in its class's `members`.
+    pub(crate) slot: u32,
     pub(crate) config_hash: Option<Arc<str>>,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Pod {
-    pub(crate) live: Option<Arc<Live>>,
-    /// Where it is in its class's `pods`.
-    pub(crate) slot: usize,
+/// Sorted addresses of a pod. Nearly all pods have one, so that it has no box of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Addresses {
+    One(IpAddr),
+    Other(Box<[IpAddr]>),
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match self {
+            Self::One(address) => std::slice::from_ref(address),
+            Self::Other(addresses) => addresses,
+        }
+    }
+}
+
+impl From<Vec<IpAddr>> for Addresses {
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        match addresses[..] {
+            [address] => Self::One(address),
+            _ => Self::Other(addresses.into()),
+        }
+    }
+}
+
+/// A pod as one of its class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) pod: PodId,
+    pub(crate) node: Option<NodeId>,
+    pub(crate) addresses: Addresses,
+}
+
+/// A pod as it was before the batch.
+#[derive(Debug)]
+pub(crate) struct Before {
+    pub(crate) live: Live,
+    pub(crate) addresses: Addresses,
 }
 
 /// Pods that no selector and no named port can tell apart.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClassKey {
     pub(crate) namespace: NamespaceId,
-    pub(crate) labels: Labels,
-    pub(crate) ports: Box<[NamedPort]>,
+    pub(crate) labels: LabelsId,
+    pub(crate) ports: PortsId,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Class {
-    pub(crate) pods: Vec<PodId>,
+    pub(crate) members: Vec<Member>,
     /// The groups that its pods belong to, sorted.
     pub(crate) groups: Vec<GroupId>,
 }
@@ -50,7 +89,7 @@ pub(crate) struct Class {
 #[derive(Debug, Default)]
 pub(crate) struct Namespace {
     /// None while there is no such object: then no namespace selector matches it.
-    pub(crate) labels: Option<Labels>,
+    pub(crate) labels: Option<LabelsId>,
     pub(crate) denies_logged: bool,
     /// Sorted.
     pub(crate) classes: Vec<ClassId>,
@@ -58,21 +97,14 @@ pub(crate) struct Namespace {
 }
 
 /// Where a selector of pods looks for them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
     /// Everywhere, also in namespaces that are not known (yet).
     All,
     /// In one namespace.
-    One(Arc<str>),
+    One(NamespaceId),
     /// In namespaces with these labels.
-    Selected(Selector),
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct ScopeState {
-    pub(crate) groups: SelectorIndex<GroupId>,
-    /// Sorted.
-    pub(crate) namespaces: Vec<NamespaceId>,
+    Selected(SelectorId),
 }
 
 #[derive(Debug, Default)]
@@ -88,40 +120,56 @@ pub(crate) struct Group {
     pub(crate) nodes: Vec<(NodeId, u32)>,
 }
 
-/// What may have changed for a node in this batch.
+/// What may have changed for a node in this batch; with repeats.
 #[derive(Debug, Default)]
 pub(crate) struct Dirt {
-    pub(crate) pods: BTreeSet<PodId>,
-    pub(crate) addresses: HashSet<IpAddr>,
+    /// Pods of its own that came, went or changed.
+    pub(crate) pods: Vec<PodId>,
+    /// Classes whose pods may be judged differently.
+    pub(crate) classes: Vec<ClassId>,
+    /// Addresses that may match something else.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Node {
-    pub(crate) pods: HashSet<PodId>,
+    /// Sorted.
+    pub(crate) pods: Vec<PodId>,
     pub(crate) subscribed: bool,
-    pub(crate) dirt: Dirt,
+    /// None if nothing changed.
+    pub(crate) dirt: Option<Box<Dirt>>,
 }
 
 /// Pods, namespaces, nodes, and groups of pods.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
-    pub(crate) pods: Table<PodId, Key, Pod>,
+    pub(crate) words: Words,
+    pub(crate) pods: Table<PodId, Key, Option<Live>>,
     pub(crate) nodes: Table<NodeId, Arc<str>, Node>,
     pub(crate) classes: Table<ClassId, ClassKey, Class>,
-    pub(crate) groups: Table<GroupId, (ScopeId, Selector), Group>,
-    pub(crate) owners: HashMap<IpAddr, Vec<PodId>>,
+    pub(crate) groups: Table<GroupId, (ScopeId, SelectorId), Group>,
+    /// Addresses that one pod has.
+    pub(crate) owners: HashMap<IpAddr, PodId>,
     /// Addresses that several pods have.
-    pub(crate) shared: HashSet<IpAddr>,
+    pub(crate) shared: HashMap<IpAddr, Vec<PodId>>,
+    /// How many nodes are subscribed. While none is, nothing of before a batch is remembered.
+    pub(crate) watching: usize,
+    /// Pods that were touched in the batch; none if they were not there before.
+    pub(crate) pods_before: HashMap<PodId, Option<Before>>,
     /// The classes of the pods that had an address before the batch, where its pods were touched.
     pub(crate) before: HashMap<IpAddr, Vec<ClassId>>,
     /// The groups that a class was in before the batch, where its namespace was touched.
     pub(crate) groups_before: HashMap<ClassId, Vec<GroupId>>,
     /// Nodes with dirt.
-    pub(crate) dirty: BTreeSet<NodeId>,
+    pub(crate) dirty: Vec<NodeId>,
     pub(crate) namespaces: Table<NamespaceId, Arc<str>, Namespace>,
-    pub(crate) scopes: Table<ScopeId, Scope, ScopeState>,
+    /// Namespaces by their labels.
+    pub(crate) labelled: Files<(WordId, WordId), NamespaceId>,
+    /// The namespaces in each, sorted.
+    pub(crate) scopes: Table<ScopeId, Scope, Vec<NamespaceId>>,
+    pub(crate) filed: SelectorIndex<ScopeId, GroupId>,
     /// Scopes that are selectors of namespaces.
-    pub(crate) selected: SelectorIndex<ScopeId>,
+    pub(crate) selected: SelectorIndex<(), ScopeId>,
 }
 
 impl Cluster {
@@ -143,6 +191,16 @@ impl Cluster {
         self.namespaces[self.classes.key(class).namespace].denies_logged
     }
 
+    /// The named ports of a class's pods.
+    pub(crate) fn ports(&self, class: ClassId) -> &[NamedPort] {
+        self.words.ports.key(self.classes.key(class).ports)
+    }
+
+    /// A pod that is there, as one of its class.
+    pub(crate) fn member(&self, live: &Live) -> &Member {
+        &self.classes[live.class].members[live.slot as usize]
+    }
+
     /// The node's rules use one more, or one less, term of the group.
     pub(crate) fn route(&mut self, group: GroupId, node: NodeId, more: bool) {
         let nodes = &mut self.groups[group].nodes;
@@ -150,51 +208,56 @@ impl Cluster {
             (Ok(at), true) => nodes[at].1 += 1,
             (Ok(at), false) if nodes[at].1 > 1 => nodes[at].1 -= 1,
             (Ok(at), false) => drop(nodes.remove(at)),
-            (Err(at), true) => nodes.insert(at, (node, 1)),
+            (Err(at), true) => insert(nodes, at, (node, 1)),
             (Err(_), false) => unreachable!("a term goes from where it came to"),
         }
     }
 
     pub(crate) fn mark_pod(&mut self, pod: PodId, node: Option<NodeId>) {
         if let Some(node) = node.filter(|&node| self.nodes[node].subscribed) {
-            self.nodes[node].dirt.pods.insert(pod);
-            self.dirty.insert(node);
+            dirt(&mut self.nodes, &mut self.dirty, node).pods.push(pod);
         }
     }
 
     /// The group's subjects may be judged differently.
     pub(crate) fn mark_subjects(&mut self, group: GroupId) {
-        for class in self.groups[group].classes.clone() {
-            self.mark_class(class);
+        if self.watching > 0 {
+            for at in 0..self.groups[group].classes.len() {
+                self.mark_class(self.groups[group].classes[at]);
+            }
         }
     }
 
     pub(crate) fn mark_class(&mut self, class: ClassId) {
-        for at in 0..self.classes[class].pods.len() {
-            let pod = self.classes[class].pods[at];
-            let node = self.pods[pod].live.as_ref().and_then(|live| live.node);
-            self.mark_pod(pod, node);
+        let Self { classes, nodes, dirty, .. } = self;
+        for node in classes[class].members.iter().filter_map(|member| member.node) {
+            if nodes[node].subscribed {
+                let marked = &mut dirt(nodes, dirty, node).classes;
+                // The same class comes at one go.
+                if marked.last() != Some(&class) {
+                    marked.push(class);
+                }
+            }
         }
     }
 
     /// A class came into a group or left it, because its namespace has other labels. Its pods stay
     /// the subjects of the same policies: those look into their own namespace whatever its labels.
     pub(crate) fn mark_member(&mut self, group: GroupId, class: ClassId) {
-        for pod in &self.classes[class].pods {
-            if let Some(live) = &self.pods[*pod].live {
-                mark(&self.groups[group], &mut self.nodes, &mut self.dirty, &live.addresses);
-            }
+        for member in &self.classes[class].members {
+            mark(&self.groups[group], &mut self.nodes, &mut self.dirty, &member.addresses);
         }
     }
 
     /// The batch is over: frees what nobody holds any more.
     pub(crate) fn collect(&mut self) {
+        self.pods_before = HashMap::new();
         self.before = HashMap::new();
         self.groups_before = HashMap::new();
-        for (group, key, content) in self.groups.collect() {
-            let (scope, selector) = &key;
-            self.scopes[*scope].groups.remove(group, selector);
-            self.scopes.release(*scope);
+        for (group, (scope, selector), content) in self.groups.collect() {
+            self.filed.remove(&self.words, scope, selector, group);
+            self.scopes.release(scope);
+            self.words.selectors.release(selector);
             for class in content.classes {
                 leave(&mut self.classes[class].groups, group);
             }
@@ -205,42 +268,69 @@ impl Cluster {
             }
             leave(&mut self.namespaces[key.namespace].classes, class);
             self.namespaces.release(key.namespace);
+            self.words.labels.release(key.labels);
+            self.words.ports.release(key.ports);
         }
-        for (scope, key, content) in self.scopes.collect() {
-            if let Scope::Selected(selector) = &key {
-                self.selected.remove(scope, selector);
-            }
-            for namespace in content.namespaces {
+        for (scope, key, namespaces) in self.scopes.collect() {
+            for namespace in namespaces {
                 self.namespaces[namespace].scopes.retain(|other| *other != scope);
+            }
+            match key {
+                Scope::All => {}
+                Scope::One(namespace) => self.namespaces.release(namespace),
+                Scope::Selected(selector) => {
+                    self.selected.remove(&self.words, (), selector, scope);
+                    self.words.selectors.release(selector);
+                }
             }
         }
         for (namespace, _, content) in self.namespaces.collect() {
             for scope in content.scopes {
-                leave(&mut self.scopes[scope].namespaces, namespace);
+                leave(&mut self.scopes[scope], namespace);
             }
         }
         self.pods.collect();
         self.nodes.collect();
+        self.words.collect();
     }
+}
+
+/// What changed for a node, to be added to.
+pub(crate) fn dirt<'a>(
+    nodes: &'a mut Table<NodeId, Arc<str>, Node>,
+    dirty: &mut Vec<NodeId>,
+    node: NodeId,
+) -> &'a mut Dirt {
+    nodes[node].dirt.get_or_insert_with(|| {
+        dirty.push(node);
+        Box::default()
+    })
 }
 
 pub(crate) fn mark(
     group: &Group,
     nodes: &mut Table<NodeId, Arc<str>, Node>,
-    dirty: &mut BTreeSet<NodeId>,
+    dirty: &mut Vec<NodeId>,
     addresses: &[IpAddr],
 ) {
     for &(node, _) in &group.nodes {
-        nodes[node].dirt.addresses.extend(addresses);
-        dirty.insert(node);
+        dirt(nodes, dirty, node).addresses.extend(addresses);
     }
 }
 
 /// Puts a thing where it belongs in a sorted list, if it is not there.
 pub(crate) fn enter<T: Ord>(sorted: &mut Vec<T>, thing: T) {
     if let Err(at) = sorted.binary_search(&thing) {
-        sorted.insert(at, thing);
+        insert(sorted, at, thing);
     }
+}
+
+/// Inserts, with less room to grow than usual: there are very many short lists.
+pub(crate) fn insert<T>(list: &mut Vec<T>, at: usize, thing: T) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(1 + list.len() / 4);
+    }
+    list.insert(at, thing);
 }
 
 pub(crate) fn leave<T: Ord>(sorted: &mut Vec<T>, thing: T) {

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use durward_proto::{Direction, Logging, NodeView, Patch};
 use hashbrown::HashMap;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Dirt, sorted};
 use crate::object::{Event, Key, Policy};
+use crate::own::SetPair;
 use crate::rules::{Enforced, Rules};
 use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
 use crate::table::{ClassId, NodeId};
-use crate::view::{Refresh, SetPair, View};
+use crate::tally::Uses;
+use crate::view::{Refresh, View};
 use crate::{Fault, Limits};
 
 /// What a batch of events changed.
@@ -94,7 +96,7 @@ impl Engine {
         }
         let mut patches = BTreeMap::new();
         let mut pairs = HashMap::new();
-        for node in std::mem::take(&mut self.cluster.dirty) {
+        for node in sorted(std::mem::take(&mut self.cluster.dirty)) {
             self.publish(node, &mut pairs, &mut patches);
         }
         let changes = self.services.settle();
@@ -127,10 +129,12 @@ impl Engine {
         pairs: &mut HashMap<ClassId, SetPair>,
         patches: &mut BTreeMap<Arc<str>, Patch>,
     ) {
-        let dirt = std::mem::take(&mut self.cluster.nodes[node].dirt);
+        let Some(dirt) = self.cluster.nodes[node].dirt.take() else { return };
         let Some(view) = self.views.get_mut(&node) else { return };
         let Self { cluster, rules, sets, .. } = self;
-        let patch = Refresh { cluster, rules, sets, pairs, node, view }.run(dirt);
+        let (atoms, attributions) = <(Uses<_>, Uses<_>)>::default();
+        let refresh = Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions };
+        let patch = refresh.run(*dirt);
         if !patch.sets.is_empty() {
             self.services.need(node, view.judges_egress(&self.sets));
         }
@@ -224,7 +228,9 @@ impl Engine {
         let node = self.cluster.node(&node.into());
         self.cluster.nodes.hold(node);
         self.cluster.nodes[node].subscribed = true;
-        self.cluster.nodes[node].dirt.pods = self.cluster.nodes[node].pods.iter().copied().collect();
+        self.cluster.watching += 1;
+        let pods = self.cluster.nodes[node].pods.clone();
+        self.cluster.nodes[node].dirt = Some(Box::new(Dirt { pods, ..Dirt::default() }));
         self.views.insert(node, View::default());
         self.services.listen(node, detail);
         let mut patches = BTreeMap::new();
@@ -244,7 +250,10 @@ impl Engine {
         let Some(node) = self.cluster.nodes.find(node) else { return };
         let Some(mut view) = self.views.remove(&node) else { return };
         let Self { cluster, rules, sets, .. } = self;
-        Refresh { cluster, rules, sets, pairs: &mut HashMap::new(), node, view: &mut view }.clear();
+        let (atoms, attributions, pairs, view) =
+            (Uses::default(), Uses::default(), &mut HashMap::new(), &mut view);
+        Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions }.clear();
+        self.cluster.watching -= 1;
         self.cluster.nodes[node].subscribed = false;
         self.services.leave(node);
         self.cluster.nodes.release(node);

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::cluster::{Cluster, Group, Namespace, Scope, ScopeState, enter, leave, sorted};
-use crate::object::{self, Labels, NAMESPACE_NAME_LABEL, Selector};
-use crate::table::{ClassId, GroupId, NamespaceId, ScopeId, Table};
+use crate::cluster::{Cluster, Group, Namespace, Scope, enter, insert, leave, sorted};
+use crate::object::{self, NAMESPACE_NAME_LABEL, Selector};
+use crate::selector::smallest;
+use crate::table::{ClassId, GroupId, LabelsId, NamespaceId, ScopeId, SelectorId, Table, WordId};
 
 impl Cluster {
     pub(crate) fn namespace(&mut self, name: &Arc<str>) -> NamespaceId {
@@ -12,14 +13,10 @@ impl Cluster {
             return namespace;
         }
         let namespace = self.namespaces.insert(name.clone(), Namespace::default());
-        let scopes: Vec<_> = [Scope::All, Scope::One(name.clone())]
-            .iter()
-            .filter_map(|scope| self.scopes.find(scope))
-            .collect();
-        for &scope in &scopes {
-            enter(&mut self.scopes[scope].namespaces, namespace);
+        if let Some(all) = self.scopes.find(&Scope::All) {
+            enter(&mut self.scopes[all], namespace);
+            self.namespaces[namespace].scopes = vec![all];
         }
-        self.namespaces[namespace].scopes = scopes;
         namespace
     }
 
@@ -27,7 +24,8 @@ impl Cluster {
         let object::Namespace { name, labels, denies_logged } = namespace;
         let mut labels = (*labels).clone();
         labels.insert(NAMESPACE_NAME_LABEL.into(), name.clone());
-        self.change_namespace(&name, Some(Arc::new(labels)), denies_logged);
+        let labels = self.words.labels(&Arc::new(labels));
+        self.change_namespace(&name, Some(labels), denies_logged);
     }
 
     pub(crate) fn remove_namespace(&mut self, name: &Arc<str>) {
@@ -36,7 +34,7 @@ impl Cluster {
         }
     }
 
-    fn change_namespace(&mut self, name: &Arc<str>, labels: Option<Labels>, denies_logged: bool) {
+    fn change_namespace(&mut self, name: &Arc<str>, labels: Option<LabelsId>, denies_logged: bool) {
         let id = self.namespace(name);
         match (self.namespaces[id].labels.is_some(), labels.is_some()) {
             (false, true) => self.namespaces.hold(id),
@@ -52,12 +50,32 @@ impl Cluster {
         if self.namespaces[id].labels == labels {
             return;
         }
+        if let Some(before) = self.namespaces[id].labels.take() {
+            for &label in self.words.labels.key(before) {
+                self.labelled.remove(label, id);
+            }
+            self.words.labels.release(before);
+        }
         let mut selecting = vec![];
-        if let Some(labels) = &labels {
-            self.selected.selecting(labels, &mut selecting);
+        if let Some(labels) = labels {
+            self.words.labels.hold(labels);
+            let list = self.words.labels.key(labels);
+            list.iter().for_each(|&label| self.labelled.insert(label, id));
+            self.selected.try_each((), list, |scope| {
+                if self.is_selected_by(list, scope) {
+                    selecting.push(scope);
+                }
+            });
         }
         self.namespaces[id].labels = labels;
         self.change_scopes(id, selecting);
+    }
+
+    fn is_selected_by(&self, labels: &[(WordId, WordId)], scope: ScopeId) -> bool {
+        match *self.scopes.key(scope) {
+            Scope::Selected(selector) => self.words.selects(selector, labels),
+            Scope::All | Scope::One(_) => false,
+        }
     }
 
     /// The namespace is now in these selected scopes, and no longer in others.
@@ -67,10 +85,10 @@ impl Cluster {
         let (before, mut now): (Vec<_>, Vec<_>) =
             self.namespaces[id].scopes.iter().copied().partition(|&scope| is_selected(&self.scopes, scope));
         for scope in before.iter().filter(|scope| !selecting.contains(scope)) {
-            leave(&mut self.scopes[*scope].namespaces, id);
+            leave(&mut self.scopes[*scope], id);
         }
         for &scope in selecting.iter().filter(|scope| !before.contains(scope)) {
-            enter(&mut self.scopes[scope].namespaces, id);
+            enter(&mut self.scopes[scope], id);
         }
         now.extend(selecting);
         self.namespaces[id].scopes = now;
@@ -81,8 +99,11 @@ impl Cluster {
 
     /// Works out anew which groups a class belongs to, and marks the difference.
     fn reclassify(&mut self, class: ClassId) {
-        let now = self.groups_of(self.classes.key(class));
+        let now = self.groups_of(*self.classes.key(class));
         let before = std::mem::replace(&mut self.classes[class].groups, now.clone());
+        if before == now {
+            return;
+        }
         self.groups_before.entry(class).or_insert_with(|| before.clone());
         for group in before.iter().filter(|group| !now.contains(group)) {
             leave(&mut self.groups[*group].classes, class);
@@ -96,18 +117,19 @@ impl Cluster {
 
     /// The group of these pods; it is empty of meaning until somebody holds it.
     pub(crate) fn group(&mut self, scope: Scope, selector: &Selector) -> GroupId {
-        let scope = self.scope(scope);
-        let key = (scope, selector.canonical());
+        let key = (self.scope(scope), self.words.selector(selector));
         if let Some(group) = self.groups.find(&key) {
             return group;
         }
-        let selector = key.1.clone();
         let group = self.groups.insert(key, Group::default());
+        let (scope, selector) = key;
         self.scopes.hold(scope);
-        self.scopes[scope].groups.insert(group, &selector);
-        for namespace in &self.scopes[scope].namespaces {
+        self.words.selectors.hold(selector);
+        self.filed.insert(&self.words, scope, selector, group);
+        for namespace in &self.scopes[scope] {
             for &class in &self.namespaces[*namespace].classes {
-                if selector.selects(&self.classes.key(class).labels) {
+                let labels = self.words.labels.key(self.classes.key(class).labels);
+                if self.words.selects(selector, labels) {
                     enter(&mut self.classes[class].groups, group);
                     enter(&mut self.groups[group].classes, class);
                 }
@@ -116,32 +138,53 @@ impl Cluster {
         group
     }
 
-    /// What a group is, for people and digests.
-    pub(crate) fn group_content(&self, group: GroupId) -> (&Scope, &Selector) {
-        let (scope, selector) = self.groups.key(group);
-        (self.scopes.key(*scope), selector)
+    /// The scope of namespaces with these labels.
+    pub(crate) fn selected(&mut self, selector: &Selector) -> Scope {
+        Scope::Selected(self.words.selector(selector))
+    }
+
+    /// What a group is, for digests.
+    pub(crate) fn group_content(&self, group: GroupId) -> (Scope, SelectorId) {
+        let (scope, selector) = *self.groups.key(group);
+        (*self.scopes.key(scope), selector)
     }
 
     fn scope(&mut self, key: Scope) -> ScopeId {
         if let Some(scope) = self.scopes.find(&key) {
             return scope;
         }
-        let scope = self.scopes.insert(key.clone(), ScopeState::default());
-        let holds: Vec<NamespaceId> = match &key {
+        let scope = self.scopes.insert(key, vec![]);
+        let holds: Vec<NamespaceId> = match key {
             Scope::All => self.namespaces.ids().collect(),
-            Scope::One(name) => self.namespaces.find(name).into_iter().collect(),
+            Scope::One(namespace) => {
+                self.namespaces.hold(namespace);
+                vec![namespace]
+            }
             Scope::Selected(selector) => {
-                self.selected.insert(scope, selector);
-                let selects = |id: &NamespaceId| {
-                    self.namespaces[*id].labels.as_ref().is_some_and(|labels| selector.selects(labels))
-                };
-                self.namespaces.ids().filter(selects).collect()
+                self.words.selectors.hold(selector);
+                self.selected.insert(&self.words, (), selector, scope);
+                self.selected_by(selector)
             }
         };
         for &namespace in &holds {
-            self.namespaces[namespace].scopes.push(scope);
+            let scopes = &mut self.namespaces[namespace].scopes;
+            insert(scopes, scopes.len(), scope);
         }
-        self.scopes[scope].namespaces = sorted(holds);
+        self.scopes[scope] = sorted(holds);
         scope
+    }
+
+    fn selected_by(&self, selector: SelectorId) -> Vec<NamespaceId> {
+        let selects = |id: &NamespaceId| {
+            let labels = self.namespaces[*id].labels;
+            labels.is_some_and(|labels| self.words.selects(selector, self.words.labels.key(labels)))
+        };
+        match smallest(self.words.selectors.key(selector)) {
+            Some((key, values)) => {
+                let any = values.iter().flat_map(|&value| self.labelled.get((key, value)));
+                any.copied().filter(selects).collect()
+            }
+            None => self.namespaces.ids().filter(selects).collect(),
+        }
     }
 }

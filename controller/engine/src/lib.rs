@@ -12,11 +12,13 @@
 mod address;
 mod block;
 mod cluster;
+mod elements;
 pub mod engine;
 mod group;
 pub mod limit;
 pub mod object;
 pub mod oracle;
+mod own;
 mod pod;
 mod rules;
 pub mod sample;
@@ -24,7 +26,9 @@ mod selector;
 mod service;
 mod set;
 mod table;
+mod tally;
 mod view;
+mod words;
 
 pub use engine::{Engine, Outcome, Sizes};
 pub use limit::{Fault, Limits};

@@ -6,9 +6,18 @@ use std::sync::Arc;
 
 use durward_proto::view;
 
-use crate::cluster::{Class, ClassKey, Cluster, Live, Pod, enter, mark, sorted};
-use crate::object::{self, Key, Labels, NamedPort};
-use crate::table::{ClassId, GroupId, PodId};
+use crate::cluster::{
+    Addresses, Before, Class, ClassKey, Cluster, Live, Member, enter, insert, leave, mark, sorted,
+};
+use crate::object::{self, Key, NamedPort};
+use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
+
+/// A pod as an event tells of it.
+struct New {
+    live: Live,
+    node: Option<NodeId>,
+    addresses: Addresses,
+}
 
 impl Cluster {
     pub(crate) fn put_pod(&mut self, pod: object::Pod) {
@@ -17,17 +26,27 @@ impl Cluster {
         if host_network || completed {
             return self.remove_pod(&key);
         }
-        let class = self.class(&key.namespace, labels, sorted(ports).into());
+        let labels = self.words.labels(&labels);
+        let class = self.class(&key.namespace, labels, ports);
         let addresses = sorted(addresses.into_iter().map(view::canonical).collect()).into();
         let node = node.map(|name| self.node(&name));
-        let live = Live { uid, class, addresses, node, config_hash };
-        let id = self.pods.find(&key).unwrap_or_else(|| {
+        let found = self.pods.find(&key);
+        let id = found.unwrap_or_else(|| {
             let namespace = self.namespaces.key(self.classes.key(class).namespace).clone();
-            self.pods.insert(Key { namespace, ..key }, Pod::default())
+            self.pods.insert(Key { namespace, ..key }, None)
         });
-        if self.pods[id].live.as_deref() != Some(&live) {
-            self.replace(id, Some(Arc::new(live)));
+        let slot = self.pods[id].as_ref().map_or(0, |live| live.slot);
+        let new = New { live: Live { uid, class, slot, config_hash }, node, addresses };
+        if !self.is_so(id, &new) {
+            self.replace(id, Some(new));
         }
+    }
+
+    fn is_so(&self, id: PodId, new: &New) -> bool {
+        self.pods[id].as_ref().is_some_and(|live| {
+            let Member { pod: _, node, addresses } = self.member(live);
+            (live, node, addresses) == (&new.live, &new.node, &new.addresses)
+        })
     }
 
     pub(crate) fn remove_pod(&mut self, key: &Key) {
@@ -36,28 +55,38 @@ impl Cluster {
         }
     }
 
-    fn replace(&mut self, id: PodId, new: Option<Arc<Live>>) {
-        let old = self.pods[id].live.clone();
-        for live in [&old, &new].into_iter().flatten() {
-            self.mark_pod(id, live.node);
-            for &address in &live.addresses {
-                let classes = self.classes_of(address);
-                self.before.entry(address).or_insert(classes);
+    fn replace(&mut self, id: PodId, new: Option<New>) {
+        let old = self.pods[id].clone().map(|live| {
+            let Member { node, addresses, .. } = self.member(&live).clone();
+            New { live, node, addresses }
+        });
+        if self.watching > 0 {
+            for pod in [&old, &new].into_iter().flatten() {
+                self.mark_pod(id, pod.node);
+                for &address in &*pod.addresses {
+                    let classes = self.classes_of(address);
+                    self.before.entry(address).or_insert(classes);
+                }
             }
+            self.mark_moved(old.as_ref(), new.as_ref());
         }
-        self.mark_moved(old.as_deref(), new.as_deref());
-        if let Some(old) = old {
-            self.unlink(id, &old);
+        if let Some(old) = &old {
+            self.unlink(id, old);
         }
         if let Some(new) = new {
             self.link(id, new);
+        }
+        if self.watching > 0 {
+            let before = old.map(|New { live, addresses, .. }| Before { live, addresses });
+            self.pods_before.entry(id).or_insert(before);
         }
     }
 
     /// The classes of the pods that have an address.
     pub(crate) fn classes_of(&self, address: IpAddr) -> Vec<ClassId> {
-        let owners = self.owners.get(&address).into_iter().flatten();
-        owners.filter_map(|&owner| self.pods[owner].live.as_ref()).map(|live| live.class).collect()
+        let owner = self.owners.get(&address).into_iter();
+        let owners = owner.chain(self.shared.get(&address).into_iter().flatten());
+        owners.filter_map(|&owner| self.pods[owner].as_ref()).map(|live| live.class).collect()
     }
 
     /// The classes of the pods that had an address before the batch.
@@ -67,7 +96,7 @@ impl Cluster {
 
     /// Whether one pod has the address, and had it before the batch.
     pub(crate) fn is_only_its_pods(&self, address: IpAddr) -> bool {
-        !self.shared.contains(&address) && !self.before.contains_key(&address)
+        !self.shared.contains_key(&address) && !self.before.contains_key(&address)
     }
 
     /// The groups that a class belonged to before the batch.
@@ -76,85 +105,90 @@ impl Cluster {
     }
 
     /// Marks the addresses of a pod that changes on the nodes whose rules may see the difference.
-    fn mark_moved(&mut self, old: Option<&Live>, new: Option<&Live>) {
+    fn mark_moved(&mut self, old: Option<&New>, new: Option<&New>) {
         let mut concerned = BTreeSet::new();
         match (old, new) {
             // With the same addresses and named ports, what it still belongs to sees no difference.
             (Some(old), Some(new)) if old.addresses == new.addresses && self.same_ports(old, new) => {
-                let [old, new] = [old, new].map(|live| &self.classes[live.class].groups);
-                concerned.extend(old.iter().filter(|group| !new.contains(group)));
-                concerned.extend(new.iter().filter(|group| !old.contains(group)));
+                let [old, new] = [old, new].map(|pod| &self.classes[pod.live.class].groups);
+                concerned.extend(old.iter().filter(|group| new.binary_search(group).is_err()));
+                concerned.extend(new.iter().filter(|group| old.binary_search(group).is_err()));
             }
             _ => {
                 let both = [old, new].into_iter().flatten();
-                concerned.extend(both.flat_map(|live| &self.classes[live.class].groups));
+                concerned.extend(both.flat_map(|pod| &self.classes[pod.live.class].groups));
             }
         }
-        for live in [old, new].into_iter().flatten() {
+        for pod in [old, new].into_iter().flatten() {
             for &group in &concerned {
-                mark(&self.groups[group], &mut self.nodes, &mut self.dirty, &live.addresses);
+                mark(&self.groups[group], &mut self.nodes, &mut self.dirty, &pod.addresses);
             }
         }
     }
 
-    fn same_ports(&self, old: &Live, new: &Live) -> bool {
-        self.classes.key(old.class).ports == self.classes.key(new.class).ports
+    fn same_ports(&self, old: &New, new: &New) -> bool {
+        self.classes.key(old.live.class).ports == self.classes.key(new.live.class).ports
     }
 
-    fn link(&mut self, id: PodId, live: Arc<Live>) {
+    fn link(&mut self, id: PodId, New { mut live, node, addresses }: New) {
         self.pods.hold(id);
         self.classes.hold(live.class);
-        let pods = &mut self.classes[live.class].pods;
-        let slot = pods.len();
-        pods.push(id);
-        for &address in &live.addresses {
-            self.owners.entry(address).or_default().push(id);
-            if self.owners[&address].len() > 1 {
-                self.shared.insert(address);
+        for &address in &*addresses {
+            if let Some(owners) = self.shared.get_mut(&address) {
+                owners.push(id);
+            } else if let Some(other) = self.owners.insert(address, id) {
+                self.owners.remove(&address);
+                self.shared.insert(address, vec![other, id]);
             }
         }
-        if let Some(node) = live.node {
+        if let Some(node) = node {
             self.nodes.hold(node);
-            self.nodes[node].pods.insert(id);
+            enter(&mut self.nodes[node].pods, id);
         }
-        self.pods[id] = Pod { live: Some(live), slot };
+        let members = &mut self.classes[live.class].members;
+        live.slot = members.len() as u32;
+        insert(members, live.slot as usize, Member { pod: id, node, addresses });
+        self.pods[id] = Some(live);
     }
 
-    fn unlink(&mut self, id: PodId, live: &Live) {
-        let Pod { slot, .. } = std::mem::take(&mut self.pods[id]);
-        let pods = &mut self.classes[live.class].pods;
-        pods.swap_remove(slot);
-        if let Some(&moved) = pods.get(slot) {
-            self.pods[moved].slot = slot;
+    fn unlink(&mut self, id: PodId, New { live, node, addresses }: &New) {
+        let members = &mut self.classes[live.class].members;
+        members.swap_remove(live.slot as usize);
+        self.pods[id] = None;
+        let moved = members.get(live.slot as usize).map(|member| member.pod);
+        if let Some(moved) = moved.and_then(|moved| self.pods[moved].as_mut()) {
+            moved.slot = live.slot;
         }
-        for address in &live.addresses {
-            if let Some(owners) = self.owners.get_mut(address) {
-                owners.retain(|owner| *owner != id);
-                if owners.len() < 2 {
-                    self.shared.remove(address);
-                }
-                if owners.is_empty() {
-                    self.owners.remove(address);
-                }
+        for address in &**addresses {
+            let Some(owners) = self.shared.get_mut(address) else {
+                self.owners.remove(address);
+                continue;
+            };
+            owners.retain(|owner| *owner != id);
+            if let [last] = owners[..] {
+                self.shared.remove(address);
+                self.owners.insert(*address, last);
             }
         }
-        if let Some(node) = live.node {
-            self.nodes[node].pods.remove(&id);
+        if let Some(node) = *node {
+            leave(&mut self.nodes[node].pods, id);
             self.nodes.release(node);
         }
         self.classes.release(live.class);
         self.pods.release(id);
     }
 
-    fn class(&mut self, namespace: &Arc<str>, labels: Labels, ports: Box<[NamedPort]>) -> ClassId {
+    fn class(&mut self, namespace: &Arc<str>, labels: LabelsId, ports: Vec<NamedPort>) -> ClassId {
         let namespace = self.namespace(namespace);
-        let key = ClassKey { namespace, labels, ports };
+        let key = ClassKey { namespace, labels, ports: self.words.ports(ports) };
         if let Some(class) = self.classes.find(&key) {
             return class;
         }
-        let groups = self.groups_of(&key);
+        let groups = self.groups_of(key);
         self.namespaces.hold(namespace);
-        let class = self.classes.insert(key, Class { pods: vec![], groups: groups.clone() });
+        self.words.labels.hold(key.labels);
+        self.words.ports.hold(key.ports);
+        let class = self.classes.insert(key, Class { members: vec![], groups: groups.clone() });
         enter(&mut self.namespaces[namespace].classes, class);
         for group in groups {
             enter(&mut self.groups[group].classes, class);
@@ -162,12 +196,17 @@ impl Cluster {
         class
     }
 
-    pub(crate) fn groups_of(&self, class: &ClassKey) -> Vec<GroupId> {
-        let mut groups = vec![];
+    pub(crate) fn groups_of(&self, class: ClassKey) -> Vec<GroupId> {
+        let (mut groups, labels) = (vec![], &**self.words.labels.key(class.labels));
         for &scope in &self.namespaces[class.namespace].scopes {
-            self.scopes[scope].groups.selecting(&class.labels, &mut groups);
+            self.filed.try_each(scope, labels, |group| {
+                if self.words.selects(self.groups.key(group).1, labels) {
+                    groups.push(group);
+                }
+            });
         }
         groups.sort_unstable();
+        groups.shrink_to_fit();
         groups
     }
 }

@@ -7,7 +7,7 @@ use durward_proto::{Block, Digest, Direction, PortKey, view};
 use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
 use crate::object::{Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
-use crate::table::{BodyId, GroupId, NameId, Table, TermId};
+use crate::table::{BodyId, GroupId, NameId, NamespaceId, Table, TermId};
 use crate::{Fault, Limits};
 
 /// Something that a remote address can match: all that is there must hold for one and the same pod,
@@ -66,11 +66,13 @@ impl Rules {
         if fault.is_some() {
             rules = rules.map(|rules| rules.map(|_| vec![]));
         }
-        let subject = cluster.group(Scope::One(key.namespace.clone()), &selector);
+        let namespace = cluster.namespace(&key.namespace);
+        let subject = cluster.group(Scope::One(namespace), &selector);
         let policy = view::Policy { namespace: key.namespace, name: key.name, logged };
         let mut bodies = [None, None];
         for (direction, rules) in Direction::BOTH.into_iter().zip(rules) {
-            bodies[direction as usize] = rules.map(|rules| self.body(cluster, &policy, direction, &rules));
+            bodies[direction as usize] =
+                rules.map(|rules| self.body(cluster, &policy, namespace, direction, &rules));
         }
         Enforced { subject, bodies, fault }
     }
@@ -79,11 +81,12 @@ impl Rules {
         &mut self,
         cluster: &mut Cluster,
         policy: &view::Policy,
+        namespace: NamespaceId,
         direction: Direction,
         rules: &[Rule],
     ) -> BodyId {
         let rules: Box<[_]> =
-            rules.iter().map(|rule| self.rule(cluster, &policy.namespace, direction, rule)).collect();
+            rules.iter().map(|rule| self.rule(cluster, namespace, direction, rule)).collect();
         let digest = self.digest(policy, direction, &rules);
         if let Some(body) = self.bodies.find(&digest) {
             return body;
@@ -97,7 +100,7 @@ impl Rules {
     fn rule(
         &mut self,
         cluster: &mut Cluster,
-        namespace: &Arc<str>,
+        namespace: NamespaceId,
         direction: Direction,
         rule: &Rule,
     ) -> Compiled {
@@ -138,15 +141,15 @@ impl Rules {
     fn peer(
         &mut self,
         cluster: &mut Cluster,
-        namespace: &Arc<str>,
+        namespace: NamespaceId,
         peer: &Peer,
         port: Option<(Protocol, Arc<str>)>,
     ) -> TermId {
         match peer {
             Peer::Pods { namespaces, pods } => {
                 let scope = match namespaces {
-                    None => Scope::One(namespace.clone()),
-                    Some(selector) => Scope::Selected(selector.canonical()),
+                    None => Scope::One(namespace),
+                    Some(selector) => cluster.selected(selector),
                 };
                 let group = Some(cluster.group(scope, pods));
                 self.term(cluster, Term { group, block: None, port })
@@ -250,13 +253,15 @@ impl Term {
             let (scope, selector) = cluster.group_content(group);
             match scope {
                 Scope::All => fields.push(b"all".to_vec()),
-                Scope::One(namespace) => fields.extend([b"one".to_vec(), namespace.as_bytes().to_vec()]),
+                Scope::One(namespace) => {
+                    fields.extend([b"one".to_vec(), cluster.namespaces.key(namespace).as_bytes().to_vec()]);
+                }
                 Scope::Selected(namespaces) => {
                     fields.push(b"selected".to_vec());
-                    namespaces.fields(&mut fields);
+                    cluster.words.fields(namespaces, &mut fields);
                 }
             }
-            selector.fields(&mut fields);
+            cluster.words.fields(selector, &mut fields);
         }
         if let Some(block) = &self.block {
             let text = |block: &Block| block.to_string().into_bytes();

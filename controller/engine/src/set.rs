@@ -6,13 +6,14 @@ use durward_proto::{
     Act, AtomId, Attribution, AttributionId, Digest, Direction, PortKey, Row, SetId, Step, Verdict, view,
 };
 
+use crate::cluster::sorted;
+use crate::elements::{Asked, Element, Elements, Of};
 use crate::object::{Key, NamedPort};
 use crate::rules::Rules;
-use crate::table::{AtomIndex, AttributionIndex, BodyId, NameId, RowIndex, SetIndex, Table, TermId};
+use crate::table::{
+    AtomIndex, AttributionIndex, BodyId, ContentId, Id, NameId, RowIndex, SetIndex, Table, TermId,
+};
 use crate::{Fault, Limits};
-
-/// A term that an address matches, and the number of the named port if the term has one (else 0).
-pub(crate) type Element = (TermId, u16);
 
 /// What judges pods in one direction, by content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,10 +42,8 @@ type Grant = (PortKey, PortKey, u32);
 
 /// What a set says of addresses that match certain of its terms.
 #[derive(Debug)]
-pub(crate) struct RowContent {
-    pub(crate) row: Row,
-    /// Each once.
-    pub(crate) attributions: Box<[AttributionIndex]>,
+pub(crate) struct RowState {
+    content: ContentId,
     /// Where it denies because it would be too large: the policy that says most, and what of.
     overflow: Option<Box<(Key, Fault)>>,
 }
@@ -58,9 +57,11 @@ pub(crate) struct Sets {
     /// Policies of which that may have changed since `take_touched`.
     touched: BTreeSet<Key>,
     pub(crate) sets: Table<SetIndex, SetKey, Set>,
-    pub(crate) atoms: Table<AtomIndex, Box<[Element]>, AtomId>,
+    pub(crate) atoms: Table<AtomIndex, Elements, AtomId>,
     /// The base row is the one without elements.
-    pub(crate) rows: Table<RowIndex, (SetIndex, Box<[Element]>), RowContent>,
+    pub(crate) rows: Table<RowIndex, Of<SetIndex>, RowState>,
+    /// What rows say, with the attributions in it, each once.
+    contents: Table<ContentId, Row, Box<[AttributionIndex]>>,
     pub(crate) attributions: Table<AttributionIndex, Box<[NameId]>, (AttributionId, Attribution)>,
 }
 
@@ -106,34 +107,38 @@ impl Sets {
         let base = self.row_of(rules, &key, &open);
         let (grants, terms, open) = (grants.into(), terms.into(), open.into());
         // The base row's key needs the set's number, which the set gets with its base row.
-        let set = self.sets.insert(key, Set { id, grants, terms, open, base: RowIndex::default() });
-        let base = self.insert_row((set, Box::default()), base);
+        let set = self.sets.insert(key, Set { id, grants, terms, open, base: RowIndex::new(0) });
+        let base = self.insert_row(Of(set, Elements::from(&[][..])), base);
         self.rows.hold(base);
         self.sets[set].base = base;
         set
     }
 
-    /// What a set says of addresses that match these elements; none if it says what it says to all.
-    pub(crate) fn row(&mut self, rules: &mut Rules, set: SetIndex, atom: AtomIndex) -> Option<RowIndex> {
-        let (content, elements) = (&self.sets[set], self.atoms.key(atom));
-        let relevant = |element: &&Element| content.terms.binary_search(&element.0).is_ok();
-        let elements: Box<[Element]> = elements.iter().filter(relevant).copied().collect();
-        if elements.is_empty() {
-            return None;
-        }
-        let key = (set, elements);
-        let row = match self.rows.find(&key) {
+    /// What a set says of addresses that match these elements, all of terms of the set; none if it says
+    /// what it says to all.
+    pub(crate) fn row(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Option<RowIndex> {
+        let row = match self.rows.find(&Asked(set, elements)) {
             Some(row) => row,
             None => {
-                let grants = self.matched(rules, set, &key.1);
+                let grants = self.matched(rules, set, elements);
                 let set_key = self.sets.key(set).clone();
                 let row = self.row_of(rules, &set_key, &grants);
-                self.insert_row(key, row)
+                self.insert_row(Of(set, elements.into()), row)
             }
         };
-        let RowContent { row: said, overflow, .. } = &self.rows[row];
+        let RowState { content, overflow } = &self.rows[row];
         // A row that is too large is kept in any case, and with it what is reported of it.
-        (*said != self.rows[self.sets[set].base].row || overflow.is_some()).then_some(row)
+        (*content != self.rows[self.sets[set].base].content || overflow.is_some()).then_some(row)
+    }
+
+    /// What a row says.
+    pub(crate) fn said(&self, row: RowIndex) -> &Row {
+        self.contents.key(self.rows[row].content)
+    }
+
+    /// The attributions that a row names, each once.
+    pub(crate) fn named(&self, row: RowIndex) -> &[AttributionIndex] {
+        &self.contents[self.rows[row].content]
     }
 
     /// What the set's rules permit to addresses that match these elements.
@@ -167,7 +172,7 @@ impl Sets {
         to.extend(ranges.take(room).map(|(first, last)| (first, last, at)));
     }
 
-    fn insert_row(&mut self, key: (SetIndex, Box<[Element]>), row: RowContent) -> RowIndex {
+    fn insert_row(&mut self, key: Of<SetIndex>, row: RowState) -> RowIndex {
         if let Some((policy, fault)) = row.overflow.as_deref() {
             self.touched.insert(policy.clone());
             *self.overflows.entry(policy.clone()).or_default().entry(fault.clone()).or_default() += 1;
@@ -200,7 +205,7 @@ impl Sets {
 
     /// The row in which each grant permits, and where none does, all of the set's policies deny. What
     /// is too large to be judged is denied whole.
-    fn row_of(&mut self, rules: &mut Rules, set: &SetKey, grants: &[Grant]) -> RowContent {
+    fn row_of(&mut self, rules: &mut Rules, set: &SetKey, grants: &[Grant]) -> RowState {
         let (steps, overflow) = match self.steps(rules, set, grants) {
             Ok(steps) => (steps, None),
             Err(fault) => {
@@ -208,18 +213,26 @@ impl Sets {
                 (vec![denied], Some(Box::new((set.heaviest(rules, grants), fault))))
             }
         };
-        let mut attributions: Vec<_> = steps.iter().map(|&(.., attribution)| attribution).collect();
-        attributions.sort_unstable();
-        attributions.dedup();
-        attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
-        let step = |(start, verdict, attribution)| {
+        let content = self.content(steps);
+        self.contents.hold(content);
+        RowState { content, overflow }
+    }
+
+    fn content(&mut self, steps: Vec<(PortKey, Verdict, AttributionIndex)>) -> ContentId {
+        let step = |&(start, verdict, attribution): &_| {
             let attribution: &(AttributionId, _) = &self.attributions[attribution];
             Step { start, act: Act { verdict, attribution: attribution.0 } }
         };
-        match Row::new(steps.into_iter().map(step).collect()) {
-            Ok(row) => RowContent { row, attributions: attributions.into(), overflow },
+        let row = match Row::new(steps.iter().map(step).collect()) {
+            Ok(row) => row,
             Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
+        };
+        if let Some(content) = self.contents.find(&row) {
+            return content;
         }
+        let attributions = sorted(steps.iter().map(|&(.., attribution)| attribution).collect());
+        attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
+        self.contents.insert(row, attributions.into())
     }
 
     fn steps(
@@ -285,18 +298,22 @@ impl Sets {
     }
 
     /// The atom of addresses that match these elements, sorted and each once.
-    pub(crate) fn atom(&mut self, rules: &mut Rules, elements: Vec<Element>) -> AtomIndex {
-        let elements: Box<[Element]> = elements.into();
-        if let Some(atom) = self.atoms.find(&elements) {
+    pub(crate) fn atom(&mut self, rules: &mut Rules, elements: &[Element]) -> AtomIndex {
+        if let Some(atom) = self.atoms.find(elements) {
             return atom;
         }
         let mut fields: Vec<_> =
             elements.iter().map(|&(term, number)| (rules.terms[term].0, number)).collect();
         fields.sort_unstable();
-        let fields = fields.iter().map(|(digest, number)| [&digest[..], &number.to_be_bytes()].concat());
+        let fields = fields.iter().map(|(digest, number)| {
+            let mut field = [0; 18];
+            field[..16].copy_from_slice(digest);
+            field[16..].copy_from_slice(&number.to_be_bytes());
+            field
+        });
         let id = AtomId(Digest::of("atom", fields));
         elements.iter().for_each(|&(term, _)| rules.terms.hold(term));
-        self.atoms.insert(elements, id)
+        self.atoms.insert(elements.into(), id)
     }
 
     /// Frees what nobody holds any more, and lets go of what that held.
@@ -309,7 +326,10 @@ impl Sets {
             if let Some(overflow) = row.overflow {
                 self.remove_overflow(overflow.0, &overflow.1);
             }
-            row.attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
+            self.contents.release(row.content);
+        }
+        for (_, _, attributions) in self.contents.collect() {
+            attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
         for (_, names, _) in self.attributions.collect() {
             names.iter().for_each(|&name| rules.names.release(name));

@@ -2,9 +2,10 @@
 
 use std::hash::{BuildHasher, Hash};
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 
-use hashbrown::{DefaultHashBuilder, Equivalent, HashMap, HashTable};
+use hashbrown::{DefaultHashBuilder, Equivalent, HashTable};
 
 /// A small number for an entry of one kind of table.
 pub(crate) trait Id: Copy + Eq + Ord + Hash {
@@ -15,16 +16,16 @@ pub(crate) trait Id: Copy + Eq + Ord + Hash {
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub(crate) struct $name(u32);
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub(crate) struct $name(NonZeroU32);
 
         impl Id for $name {
             fn new(index: usize) -> Self {
                 // Four billion entries do not fit into memory.
-                Self(index as u32)
+                Self(NonZeroU32::MIN.saturating_add(index as u32))
             }
             fn index(self) -> usize {
-                self.0 as usize
+                self.0.get() as usize - 1
             }
         }
     )*};
@@ -32,6 +33,14 @@ macro_rules! ids {
 
 ids! {
     PodId NodeId NamespaceId ScopeId
+    /// A string of a label.
+    WordId
+    /// The labels of pods or namespaces.
+    LabelsId
+    /// The named ports of pods.
+    PortsId
+    /// A selector in its one form.
+    SelectorId
     /// Pods that no selector and no named port can tell apart.
     ClassId
     /// A scope and a pod selector.
@@ -43,6 +52,8 @@ ids! {
     /// A policy's rules for one direction.
     BodyId
     SetIndex AtomIndex RowIndex AttributionIndex
+    /// What rows say.
+    ContentId
 }
 
 #[derive(Debug)]
@@ -52,23 +63,27 @@ struct Slot<K, V> {
     holders: u32,
 }
 
+/// How many slots are made at once. They never move, so that growing takes no more than what it adds.
+const CHUNK: usize = 256;
+
 /// Things by number and by key. What nobody holds stays until [`Table::collect`], so that a number
 /// never changes its meaning within a batch.
 #[derive(Debug)]
 pub(crate) struct Table<I, K, V> {
-    slots: Vec<Option<Slot<K, V>>>,
-    /// The numbers of all slots in use, found by the hash of their keys.
-    numbers: HashTable<u32>,
+    chunks: Vec<Vec<Option<Slot<K, V>>>>,
+    /// The numbers of all slots in use, found by the hash of their keys, which is kept: to work it out
+    /// anew for each key whenever the table grows costs more than all else.
+    numbers: HashTable<(u32, I)>,
     hasher: DefaultHashBuilder,
-    free: Vec<u32>,
-    idle: Vec<u32>,
+    free: Vec<I>,
+    idle: Vec<I>,
     kind: PhantomData<I>,
 }
 
 impl<I, K, V> Default for Table<I, K, V> {
     fn default() -> Self {
         Self {
-            slots: vec![],
+            chunks: vec![],
             numbers: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
             free: vec![],
@@ -78,30 +93,47 @@ impl<I, K, V> Default for Table<I, K, V> {
     }
 }
 
+/// The table looks at the highest and at the lowest bits.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
 impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
+    fn hash<Q: ?Sized + Hash>(&self, key: &Q) -> u32 {
+        let hash = self.hasher.hash_one(key);
+        (hash ^ hash >> 32) as u32
+    }
+
     pub(crate) fn find<Q: ?Sized + Hash + Equivalent<K>>(&self, key: &Q) -> Option<I> {
-        let is_it = |&number: &u32| key.equivalent(&held(&self.slots, number).key);
-        self.numbers.find(self.hasher.hash_one(key), is_it).map(|&number| I::new(number as usize))
+        let hash = self.hash(key);
+        let is_it = |&(other, id): &(u32, I)| other == hash && key.equivalent(self.key(id));
+        self.numbers.find(spread(hash), is_it).map(|&(_, id)| id)
     }
 
     /// A new entry, which nobody holds yet. The key must not be there.
     pub(crate) fn insert(&mut self, key: K, value: V) -> I {
-        let hash = self.hasher.hash_one(&key);
+        let hash = self.hash(&key);
         let slot = Some(Slot { key, value, holders: 0 });
-        let number = match self.free.pop() {
-            Some(number) => {
-                self.slots[number as usize] = slot;
-                number
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.chunks[id.index() / CHUNK][id.index() % CHUNK] = slot;
+                id
             }
-            None => {
-                self.slots.push(slot);
-                (self.slots.len() - 1) as u32
-            }
+            None => self.push(slot),
         };
-        let Self { slots, numbers, hasher, .. } = self;
-        numbers.insert_unique(hash, number, |&other| hasher.hash_one(&held(slots, other).key));
-        self.idle.push(number);
-        I::new(number as usize)
+        self.numbers.insert_unique(spread(hash), (hash, id), |&(hash, _)| spread(hash));
+        self.idle.push(id);
+        id
+    }
+
+    fn push(&mut self, slot: Option<Slot<K, V>>) -> I {
+        if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+            self.chunks.push(Vec::with_capacity(CHUNK));
+        }
+        let before = (self.chunks.len() - 1) * CHUNK;
+        let chunk = &mut self.chunks[before / CHUNK];
+        chunk.push(slot);
+        I::new(before + chunk.len() - 1)
     }
 
     pub(crate) fn hold(&mut self, id: I) {
@@ -112,30 +144,29 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
         let slot = self.slot_mut(id);
         slot.holders -= 1;
         if slot.holders == 0 {
-            self.idle.push(id.index() as u32);
+            self.idle.push(id);
         }
     }
 
     /// Takes out everything that nobody holds.
     pub(crate) fn collect(&mut self) -> Vec<(I, K, V)> {
         let mut gone = vec![];
-        for number in std::mem::take(&mut self.idle) {
-            let slot = &mut self.slots[number as usize];
+        for id in std::mem::take(&mut self.idle) {
+            let slot = &mut self.chunks[id.index() / CHUNK][id.index() % CHUNK];
             if let Some(Slot { key, value, .. }) = slot.take_if(|slot| slot.holders == 0) {
-                if let Ok(entry) =
-                    self.numbers.find_entry(self.hasher.hash_one(&key), |&other| other == number)
-                {
+                let hash = self.hash(&key);
+                if let Ok(entry) = self.numbers.find_entry(spread(hash), |&(_, other)| other == id) {
                     entry.remove();
                 }
-                self.free.push(number);
-                gone.push((I::new(number as usize), key, value));
+                self.free.push(id);
+                gone.push((id, key, value));
             }
         }
         gone
     }
 
     pub(crate) fn key(&self, id: I) -> &K {
-        &held(&self.slots, id.index() as u32).key
+        &self.slot(id).key
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -143,22 +174,22 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = I> + '_ {
-        let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
+        let used = self.chunks.iter().flatten().enumerate().filter(|(_, slot)| slot.is_some());
         used.map(|(index, _)| I::new(index))
     }
 
-    fn slot_mut(&mut self, id: I) -> &mut Slot<K, V> {
-        match &mut self.slots[id.index()] {
+    fn slot(&self, id: I) -> &Slot<K, V> {
+        match &self.chunks[id.index() / CHUNK][id.index() % CHUNK] {
             Some(slot) => slot,
             None => unreachable!("a number is used only while its entry is there"),
         }
     }
-}
 
-fn held<K, V>(slots: &[Option<Slot<K, V>>], number: u32) -> &Slot<K, V> {
-    match &slots[number as usize] {
-        Some(slot) => slot,
-        None => unreachable!("a number is used only while its entry is there"),
+    fn slot_mut(&mut self, id: I) -> &mut Slot<K, V> {
+        match &mut self.chunks[id.index() / CHUNK][id.index() % CHUNK] {
+            Some(slot) => slot,
+            None => unreachable!("a number is used only while its entry is there"),
+        }
     }
 }
 
@@ -166,64 +197,12 @@ impl<I: Id, K: Eq + Hash, V> Index<I> for Table<I, K, V> {
     type Output = V;
 
     fn index(&self, id: I) -> &V {
-        &held(&self.slots, id.index() as u32).value
+        &self.slot(id).value
     }
 }
 
 impl<I: Id, K: Eq + Hash, V> IndexMut<I> for Table<I, K, V> {
     fn index_mut(&mut self, id: I) -> &mut V {
         &mut self.slot_mut(id).value
-    }
-}
-
-/// How often each thing is used, and which things came into use or went out of it.
-#[derive(Debug)]
-pub(crate) struct Tally<K> {
-    uses: HashMap<K, u32>,
-    /// Things whose count changed since the last `settle`, and whether they were in use then.
-    touched: HashMap<K, bool>,
-}
-
-impl<K> Default for Tally<K> {
-    fn default() -> Self {
-        Self { uses: HashMap::new(), touched: HashMap::new() }
-    }
-}
-
-impl<K: Copy + Eq + Hash> Tally<K> {
-    pub(crate) fn add(&mut self, thing: K) {
-        let uses = self.uses.entry(thing).or_default();
-        self.touched.entry(thing).or_insert(*uses > 0);
-        *uses += 1;
-    }
-
-    pub(crate) fn sub(&mut self, thing: K) {
-        self.touched.entry(thing).or_insert(true);
-        match self.uses.get_mut(&thing) {
-            Some(1) => drop(self.uses.remove(&thing)),
-            Some(uses) => *uses -= 1,
-            None => unreachable!("what goes was there"),
-        }
-    }
-
-    pub(crate) fn has(&self, thing: K) -> bool {
-        self.uses.contains_key(&thing)
-    }
-
-    pub(crate) fn things(&self) -> impl Iterator<Item = K> + '_ {
-        self.uses.keys().copied()
-    }
-
-    /// What came into use since the last time, and what went out of it.
-    pub(crate) fn settle(&mut self) -> (Vec<K>, Vec<K>) {
-        let (mut came, mut went) = (vec![], vec![]);
-        for (thing, before) in self.touched.drain() {
-            match (before, self.uses.contains_key(&thing)) {
-                (false, true) => came.push(thing),
-                (true, false) => went.push(thing),
-                _ => {}
-            }
-        }
-        (came, went)
     }
 }

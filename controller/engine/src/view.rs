@@ -1,42 +1,43 @@
 //! A subscribed node's view, kept up to date by what changes. Pure.
 //!
 //! ```text
-//! its pods → sets → terms → addresses and blocks → atoms → rows → attributions
+//! its pods → classes → sets → terms → addresses and blocks → atoms → rows → attributions
 //! ```
 //! Each stage counts what the one before it uses, and only what comes into use or goes out of it
 //! reaches the next. What is marked is worked out from the cluster as it is now, so that the path
-//! that led here cannot matter.
+//! that led here cannot matter. What follows from that is not kept: which address has which atom (see
+//! `address.rs`), which rows there are (each set's for each atom).
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use durward_proto::{AtomId, Block, Delta, Direction, Patch, PodUid, SetDelta, view};
+use durward_proto::{AtomId, Block, Delta, Direction, Patch, Row, SetDelta, view};
 use hashbrown::HashMap;
 
 use crate::address::Change;
 use crate::block::{self, Prefixes};
-use crate::cluster::{Cluster, Dirt, Live};
-use crate::object::Key;
+use crate::cluster::{Cluster, Dirt};
+use crate::elements::Element;
+use crate::own::{SetPair, Told};
 use crate::rules::{Rules, Term};
 use crate::set::Sets;
-use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, RowIndex, SetIndex, Tally, TermId};
-
-/// The sets that judge a class's pods, by direction.
-pub(crate) type SetPair = [Option<SetIndex>; 2];
+use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, RowIndex, SetIndex, TermId};
+use crate::tally::{Tally, Uses};
 
 /// What a node was told.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    pods: HashMap<PodId, Shown>,
-    sets: Tally<SetIndex>,
+    /// Its own pods, sorted.
+    pub(crate) pods: Vec<(PodId, ClassId)>,
+    /// Their classes, sorted.
+    pub(crate) classes: Vec<(ClassId, Told)>,
+    /// How many of its classes each set judges.
+    pub(crate) sets: Tally<SetIndex>,
+    /// How many of its sets use each term.
     pub(crate) terms: Tally<TermId>,
-    /// How many addresses and blocks have each atom. Which ones is not kept: see `address.rs`.
+    /// How many addresses and blocks have each atom.
     pub(crate) atoms: Tally<AtomIndex>,
     pub(crate) blocks: Prefixes,
     /// How many terms are both of a block and of a named port.
     pub(crate) named_blocks: usize,
-    /// By set, the rows that differ from its base row.
-    rows: HashMap<SetIndex, HashMap<AtomIndex, RowIndex>>,
+    /// How many rows name each list.
     attributions: Tally<AttributionIndex>,
 }
 
@@ -44,24 +45,6 @@ impl View {
     /// Whether one of the node's pods is isolated on egress.
     pub(crate) fn judges_egress(&self, sets: &Sets) -> bool {
         self.sets.things().any(|set| sets.sets.key(set).direction == Direction::Egress)
-    }
-}
-
-/// One of the node's own pods, as it was told.
-#[derive(Clone, Debug)]
-struct Shown {
-    live: Arc<Live>,
-    denies_logged: bool,
-    pair: SetPair,
-}
-
-impl Shown {
-    fn says_the_same(&self, other: &Self) -> bool {
-        let told = |shown: &Self| (shown.denies_logged, shown.pair);
-        let Live { uid, class: _, addresses, node: _, config_hash } = &*self.live;
-        told(self) == told(other)
-            && (uid, addresses, config_hash)
-                == (&other.live.uid, &other.live.addresses, &other.live.config_hash)
     }
 }
 
@@ -74,98 +57,43 @@ pub(crate) struct Refresh<'a> {
     pub(crate) pairs: &'a mut HashMap<ClassId, SetPair>,
     pub(crate) node: NodeId,
     pub(crate) view: &'a mut View,
+    pub(crate) atoms: Uses<AtomIndex>,
+    pub(crate) attributions: Uses<AttributionIndex>,
 }
+
+/// Atoms by the terms that their addresses match, sorted.
+type ByTerm = Vec<(Element, AtomIndex)>;
 
 impl Refresh<'_> {
     pub(crate) fn run(mut self, dirt: Dirt) -> Patch {
-        let mut patch = Patch { pods: self.pods(&dirt), ..Patch::default() };
-        let (new_sets, old_sets) = self.view.sets.settle();
+        let Dirt { pods, classes, addresses } = dirt;
+        let mut patch = Patch::default();
+        let uses = self.own(pods, classes, &mut patch);
+        let (new_sets, old_sets) = self.view.sets.settle(uses);
         let mut change = self.terms(&new_sets, &old_sets);
         if change.blocks {
             patch.blocks = self.blocks(&mut change);
         }
-        patch.addresses = self.addresses(&change, dirt.addresses);
+        patch.addresses = self.addresses(&change, addresses);
         self.rows(&new_sets, &old_sets, &mut patch);
         self.attributions(&mut patch);
         patch
     }
 
-    fn pods(&mut self, dirt: &Dirt) -> Delta<PodUid, view::Pod> {
-        let mut delta = Delta::default();
-        for &id in &dirt.pods {
-            let live = self.cluster.pods[id].live.clone().filter(|live| live.node == Some(self.node));
-            let new = live.map(|live| self.shown(live));
-            for &set in new.iter().flat_map(|new| &new.pair).flatten() {
-                self.view.sets.add(set);
-            }
-            let old = match new.clone() {
-                Some(new) => self.view.pods.insert(id, new),
-                None => self.view.pods.remove(&id),
-            };
-            for &set in old.iter().flat_map(|old| &old.pair).flatten() {
-                self.view.sets.sub(set);
-            }
-            if matches!((&old, &new), (Some(old), Some(new)) if old.says_the_same(new)) {
-                continue;
-            }
-            if let Some(old) = old {
-                delta.removed.insert(old.live.uid.clone());
-            }
-            if let Some(new) = new {
-                delta.put.insert(new.live.uid.clone(), self.pod(id, &new));
-            }
-        }
-        delta.removed.retain(|uid| !delta.put.contains_key(uid));
-        delta
-    }
-
-    fn shown(&mut self, live: Arc<Live>) -> Shown {
-        let (pair, denies_logged) = (self.pair(live.class), self.cluster.denies_logged(live.class));
-        Shown { live, denies_logged, pair }
-    }
-
-    fn pod(&self, id: PodId, shown: &Shown) -> view::Pod {
-        let Key { namespace, name } = self.cluster.pods.key(id).clone();
-        let [ingress, egress] = shown.pair.map(|set| set.map(|set| self.sets.sets[set].id));
-        view::Pod {
-            namespace,
-            name,
-            addresses: shown.live.addresses.to_vec(),
-            config_hash: shown.live.config_hash.clone(),
-            ingress,
-            egress,
-            denies_logged: shown.denies_logged,
-        }
-    }
-
-    fn pair(&mut self, class: ClassId) -> SetPair {
-        if let Some(pair) = self.pairs.get(&class) {
-            return *pair;
-        }
-        let pair = Direction::BOTH.map(|direction| {
-            let bodies = self.cluster.isolating(class, direction);
-            let ports = match direction {
-                Direction::Ingress => &*self.cluster.classes.key(class).ports,
-                Direction::Egress => &[],
-            };
-            (!bodies.is_empty()).then(|| self.sets.set(self.rules, direction, bodies, ports))
-        });
-        self.pairs.insert(class, pair);
-        pair
-    }
-
     /// Follows the sets to the terms that they use.
     fn terms(&mut self, new: &[SetIndex], old: &[SetIndex]) -> Change {
+        let mut uses = Uses::default();
         for &set in new {
             self.sets.sets.hold(set);
-            self.sets.sets[set].terms.iter().for_each(|&term| self.view.terms.add(term));
+            self.sets.sets[set].terms.iter().for_each(|&term| uses.add(term));
         }
         for &set in old {
-            self.sets.sets[set].terms.iter().for_each(|&term| self.view.terms.sub(term));
+            self.sets.sets[set].terms.iter().for_each(|&term| uses.sub(term));
             self.sets.sets.release(set);
         }
-        let (came, went) = self.view.terms.settle();
-        let mut change = Change::default();
+        let all = self.view.terms.is_empty();
+        let (came, went) = self.view.terms.settle(uses);
+        let mut change = Change { all, ..Change::default() };
         for (&term, come) in came.iter().map(|term| (term, true)).chain(went.iter().map(|term| (term, false)))
         {
             let Term { group, block, .. } = self.rules.terms.key(term);
@@ -179,7 +107,7 @@ impl Refresh<'_> {
                 change.named_blocks = true;
             }
         }
-        (change.came, change.went) = (came.into_iter().collect(), went.into_iter().collect());
+        (change.came, change.went) = (came, went);
         change
     }
 
@@ -190,130 +118,144 @@ impl Refresh<'_> {
         });
         let flat = block::flatten(terms);
         let mut delta = Delta::default();
-        let mut blocks = BTreeMap::new();
+        let mut blocks = vec![];
         for (block, terms) in flat {
-            let atom = self.sets.atom(self.rules, terms.into_iter().map(|term| (term, 0)).collect());
-            self.view.atoms.add(atom);
-            if self.view.blocks.atoms().get(&block) != Some(&atom) {
+            let elements: Vec<Element> = terms.into_iter().map(|term| (term, 0)).collect();
+            let atom = self.sets.atom(self.rules, &elements);
+            self.atoms.add(atom);
+            if self.view.blocks.get(block) != Some(atom) {
                 delta.put.insert(block, self.sets.atoms[atom]);
             }
-            blocks.insert(block, atom);
+            blocks.push((block, atom));
         }
         change.old_blocks = std::mem::replace(&mut self.view.blocks, Prefixes::new(blocks));
-        for (block, &atom) in change.old_blocks.atoms() {
-            self.view.atoms.sub(atom);
-            if !self.view.blocks.atoms().contains_key(block) {
-                delta.removed.insert(*block);
+        for &(block, atom) in change.old_blocks.atoms() {
+            self.atoms.sub(atom);
+            if self.view.blocks.get(block).is_none() {
+                delta.removed.insert(block);
             }
         }
         delta
     }
 
     fn rows(&mut self, new_sets: &[SetIndex], old_sets: &[SetIndex], patch: &mut Patch) {
-        let (new_atoms, old_atoms) = self.view.atoms.settle();
+        let uses = std::mem::take(&mut self.atoms);
+        let before = if old_sets.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
+        let (new_atoms, old_atoms) = self.view.atoms.settle(uses);
         new_atoms.iter().for_each(|&atom| self.sets.atoms.hold(atom));
-        for set in old_sets {
-            let rows = self.view.rows.remove(set).unwrap_or_default();
-            for row in rows.into_values().chain([self.sets.sets[*set].base]) {
+        for &set in old_sets {
+            for (_, row) in self.told_rows(set, &before) {
                 self.drop_row(row);
             }
-            patch.sets.insert(self.sets.sets[*set].id, SetDelta::Removed);
+            self.drop_row(self.sets.sets[set].base);
+            patch.sets.insert(self.sets.sets[set].id, SetDelta::Removed);
         }
-        let new_by_term = self.by_term(new_atoms.iter().copied());
-        let untouched = new_atoms.is_empty() && old_atoms.is_empty();
-        let kept: Vec<_> = if untouched { vec![] } else { self.view.rows.keys().copied().collect() };
-        for set in kept {
-            let mut delta = Delta::default();
-            for atom in &old_atoms {
-                if let Some(row) = self.view.rows.get_mut(&set).and_then(|rows| rows.remove(atom)) {
-                    self.drop_row(row);
-                    delta.removed.insert(self.sets.atoms[*atom]);
+        if !(new_atoms.is_empty() && old_atoms.is_empty()) {
+            let [new, old] = [&new_atoms, &old_atoms].map(|atoms| self.by_term(atoms.iter().copied()));
+            let sets: Vec<_> = self.view.sets.things().collect();
+            for set in sets.into_iter().filter(|set| new_sets.binary_search(set).is_err()) {
+                let delta = self.change_rows(set, &new, &old);
+                if !delta.is_empty() {
+                    patch.sets.insert(self.sets.sets[set].id, SetDelta::Rows(delta));
                 }
             }
-            delta.put = self.add_rows(set, &new_by_term);
-            if !delta.is_empty() {
-                patch.sets.insert(self.sets.sets[set].id, SetDelta::Rows(delta));
-            }
         }
-        let atoms = if new_sets.is_empty() { HashMap::new() } else { self.by_term(self.view.atoms.things()) };
+        let atoms = if new_sets.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
         for &set in new_sets {
-            self.view.rows.insert(set, HashMap::new());
             let (id, base) = (self.sets.sets[set].id, self.sets.sets[set].base);
             self.take_row(base);
             let content = view::Set {
                 direction: self.sets.sets.key(set).direction,
-                base: self.sets.rows[base].row.clone(),
-                rows: self.add_rows(set, &atoms),
+                base: self.sets.said(base).clone(),
+                rows: self.change_rows(set, &atoms, &vec![]).put,
             };
             patch.sets.insert(id, SetDelta::New(content));
         }
         old_atoms.iter().for_each(|&atom| self.sets.atoms.release(atom));
     }
 
-    /// Atoms by the terms that their addresses match.
-    fn by_term(&self, atoms: impl Iterator<Item = AtomIndex>) -> HashMap<TermId, Vec<AtomIndex>> {
-        let mut by_term = HashMap::<_, Vec<_>>::new();
-        for atom in atoms {
-            for &(term, _) in self.sets.atoms.key(atom) {
-                by_term.entry(term).or_default().push(atom);
-            }
-        }
+    fn by_term(&self, atoms: impl Iterator<Item = AtomIndex>) -> ByTerm {
+        let mut by_term: ByTerm = atoms
+            .flat_map(|atom| self.sets.atoms.key(atom).iter().map(move |&element| (element, atom)))
+            .collect();
+        by_term.sort_unstable();
         by_term
     }
 
-    /// Adds a set's rows for these atoms.
-    fn add_rows(
-        &mut self,
-        set: SetIndex,
-        atoms: &HashMap<TermId, Vec<AtomIndex>>,
-    ) -> BTreeMap<AtomId, durward_proto::Row> {
-        let mut added = BTreeMap::new();
-        let terms = self.sets.sets[set].terms.iter();
-        let mut matching: Vec<_> = terms.filter_map(|term| atoms.get(term)).flatten().copied().collect();
-        matching.sort_unstable();
-        matching.dedup();
-        for atom in matching {
-            let Some(row) = self.sets.row(self.rules, set, atom) else { continue };
-            self.take_row(row);
-            self.view.rows.entry(set).or_default().insert(atom, row);
-            added.insert(self.sets.atoms[atom], self.sets.rows[row].row.clone());
+    /// Adds a set's rows for atoms that came, and removes those for atoms that went.
+    fn change_rows(&mut self, set: SetIndex, new: &ByTerm, old: &ByTerm) -> Delta<AtomId, Row> {
+        let mut delta = Delta::default();
+        for (atom, row) in self.told_rows(set, old) {
+            self.drop_row(row);
+            delta.removed.insert(self.sets.atoms[atom]);
         }
-        added
+        let told = self.told_rows(set, new);
+        let mut put = Vec::with_capacity(told.len());
+        for (atom, row) in told {
+            self.take_row(row);
+            put.push((self.sets.atoms[atom], self.sets.said(row).clone()));
+        }
+        delta.put = put.into_iter().collect();
+        delta
+    }
+
+    /// A set's rows for these atoms, where they say something else than its base row.
+    fn told_rows(&mut self, set: SetIndex, atoms: &ByTerm) -> Vec<(AtomIndex, RowIndex)> {
+        let terms = &self.sets.sets[set].terms;
+        let mut matching: Vec<(AtomIndex, Element)> = vec![];
+        if terms.len() < atoms.len() {
+            for term in terms {
+                let first = atoms.partition_point(|((other, _), _)| other < term);
+                let same = atoms[first..].iter().take_while(|((other, _), _)| other == term);
+                matching.extend(same.map(|&(element, atom)| (atom, element)));
+            }
+        } else {
+            let used = atoms.iter().filter(|((term, _), _)| terms.binary_search(term).is_ok());
+            matching.extend(used.map(|&(element, atom)| (atom, element)));
+        }
+        matching.sort_unstable();
+        let (mut told, mut elements) = (vec![], vec![]);
+        for same in matching.chunk_by(|(one, _), (other, _)| one == other) {
+            elements.clear();
+            elements.extend(same.iter().map(|&(_, element)| element));
+            if let Some(row) = self.sets.row(self.rules, set, &elements) {
+                told.push((same[0].0, row));
+            }
+        }
+        told
     }
 
     fn take_row(&mut self, row: RowIndex) {
         self.sets.rows.hold(row);
-        self.sets.rows[row]
-            .attributions
-            .iter()
-            .for_each(|&attribution| self.view.attributions.add(attribution));
+        self.sets.named(row).iter().for_each(|&attribution| self.attributions.add(attribution));
     }
 
     fn drop_row(&mut self, row: RowIndex) {
-        self.sets.rows[row]
-            .attributions
-            .iter()
-            .for_each(|&attribution| self.view.attributions.sub(attribution));
+        self.sets.named(row).iter().for_each(|&attribution| self.attributions.sub(attribution));
         self.sets.rows.release(row);
     }
 
     fn attributions(&mut self, patch: &mut Patch) {
-        let (came, went) = self.view.attributions.settle();
+        let uses = std::mem::take(&mut self.attributions);
+        let (came, went) = self.view.attributions.settle(uses);
         let content = |attribution: AttributionIndex| self.sets.attributions[attribution].clone();
         patch.attributions.put = came.into_iter().map(content).collect();
-        patch.attributions.removed = went.into_iter().map(|attribution| content(attribution).0).collect();
+        patch.attributions.removed =
+            went.into_iter().map(|attribution| self.sets.attributions[attribution].0).collect();
     }
 
     /// Nobody is interested in the node any more: lets go of everything.
-    pub(crate) fn clear(self) {
+    pub(crate) fn clear(mut self) {
         for term in self.view.terms.things() {
             if let Some(group) = self.rules.terms.key(term).group {
                 self.cluster.route(group, self.node, false);
             }
         }
-        for (set, rows) in self.view.rows.drain() {
+        let atoms = self.by_term(self.view.atoms.things());
+        for set in self.view.sets.things().collect::<Vec<_>>() {
             let base = self.sets.sets[set].base;
-            rows.into_values().chain([base]).for_each(|row| self.sets.rows.release(row));
+            let rows = self.told_rows(set, &atoms);
+            rows.into_iter().map(|(_, row)| row).chain([base]).for_each(|row| self.sets.rows.release(row));
             self.sets.sets.release(set);
         }
         self.view.atoms.things().for_each(|atom| self.sets.atoms.release(atom));

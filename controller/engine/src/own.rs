@@ -1,0 +1,216 @@
+//! A node's own pods: which sets judge them. Pure.
+
+use std::collections::BTreeMap;
+
+use durward_proto::{Direction, Patch, view};
+
+use crate::cluster::{Live, sorted};
+use crate::object::Key;
+use crate::table::{ClassId, PodId, SetIndex};
+use crate::tally::Uses;
+use crate::view::Refresh;
+
+/// The sets that judge a class's pods, by direction.
+pub(crate) type SetPair = [Option<SetIndex>; 2];
+
+/// What a node was told of all its pods of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pair: SetPair,
+    denies_logged: bool,
+    /// How many pods of it are on the node.
+    pods: u32,
+}
+
+impl Told {
+    fn says_the_same(&self, other: &Self) -> bool {
+        (self.pair, self.denies_logged) == (other.pair, other.denies_logged)
+    }
+}
+
+/// What was told of a class before the batch, and what is to be told now.
+type Turn = (Option<Told>, Option<Told>);
+
+impl Refresh<'_> {
+    /// Brings the marked pods and classes up to date, and gives the sets that come into use and go out
+    /// of it.
+    pub(crate) fn own(
+        &mut self,
+        pods: Vec<PodId>,
+        mut classes: Vec<ClassId>,
+        patch: &mut Patch,
+    ) -> Uses<SetIndex> {
+        let mut moved = vec![];
+        for pod in sorted(pods) {
+            let old = self.view.class_of(pod);
+            let live = self.cluster.pods[pod].as_ref();
+            let new =
+                live.filter(|live| self.cluster.member(live).node == Some(self.node)).map(|live| live.class);
+            classes.extend([old, new].into_iter().flatten());
+            moved.push((pod, old, new));
+        }
+        self.view.place(&moved);
+        let (turns, uses) = self.turns(sorted(classes), &moved);
+        self.tell_classes(&turns, &moved, patch);
+        for (pod, old, new) in moved {
+            self.tell_pod(pod, old, new, &turns, patch);
+        }
+        let pods = &mut patch.pods;
+        pods.removed.retain(|uid| !pods.put.contains_key(uid));
+        uses
+    }
+
+    /// What is told of each of these classes.
+    fn turns(
+        &mut self,
+        classes: Vec<ClassId>,
+        moved: &[(PodId, Option<ClassId>, Option<ClassId>)],
+    ) -> (BTreeMap<ClassId, Turn>, Uses<SetIndex>) {
+        let mut change = BTreeMap::<ClassId, i32>::new();
+        for &(_, old, new) in moved {
+            old.into_iter().for_each(|class| *change.entry(class).or_default() -= 1);
+            new.into_iter().for_each(|class| *change.entry(class).or_default() += 1);
+        }
+        let (mut turns, mut uses) = (vec![], Uses::default());
+        for class in classes {
+            let before = self.view.told(class);
+            let change = change.get(&class).copied().unwrap_or(0);
+            let pods = before.map_or(0, |told| told.pods).saturating_add_signed(change);
+            let now = (pods > 0).then(|| Told {
+                pair: self.pair(class),
+                denies_logged: self.cluster.denies_logged(class),
+                pods,
+            });
+            before.iter().flat_map(|told| told.pair).flatten().for_each(|set| uses.sub(set));
+            now.iter().flat_map(|told| told.pair).flatten().for_each(|set| uses.add(set));
+            turns.push((class, (before, now)));
+        }
+        self.view.tell(&turns);
+        (turns.into_iter().collect(), uses)
+    }
+
+    /// Tells of the pods of classes that are judged differently, but for those that moved themselves.
+    fn tell_classes(
+        &mut self,
+        turns: &BTreeMap<ClassId, Turn>,
+        moved: &[(PodId, Option<ClassId>, Option<ClassId>)],
+        patch: &mut Patch,
+    ) {
+        let differs = |(class, turn): (&ClassId, &Turn)| match turn {
+            (Some(before), Some(now)) if !before.says_the_same(now) => Some((*class, (*before, *now))),
+            _ => None,
+        };
+        let differ: BTreeMap<_, _> = turns.iter().filter_map(differs).collect();
+        if differ.is_empty() {
+            return;
+        }
+        let pods: Vec<_> =
+            self.view.pods.iter().copied().filter(|(_, class)| differ.contains_key(class)).collect();
+        for (pod, class) in pods {
+            if moved.binary_search_by_key(&pod, |(pod, ..)| *pod).is_err() {
+                self.put(pod, &differ[&class].1, patch);
+            }
+        }
+    }
+
+    fn tell_pod(
+        &self,
+        pod: PodId,
+        old: Option<ClassId>,
+        new: Option<ClassId>,
+        turns: &BTreeMap<ClassId, Turn>,
+        patch: &mut Patch,
+    ) {
+        let old = old.and_then(|class| turns[&class].0);
+        let new = new.and_then(|class| turns[&class].1);
+        let was = old.and_then(|_| self.cluster.pods_before.get(&pod)?.as_ref());
+        let is = self.cluster.pods[pod].as_ref().filter(|_| new.is_some());
+        if let (Some(old), Some(new), Some(was), Some(is)) = (old, new, was, is) {
+            let content = |live: &Live| (live.uid.clone(), live.config_hash.clone());
+            let same_pod = content(&was.live) == content(is);
+            if same_pod && was.addresses == self.cluster.member(is).addresses && old.says_the_same(&new) {
+                return;
+            }
+        }
+        if let Some(was) = was {
+            patch.pods.removed.insert(was.live.uid.clone());
+        }
+        if let Some(new) = new {
+            self.put(pod, &new, patch);
+        }
+    }
+
+    fn put(&self, id: PodId, told: &Told, patch: &mut Patch) {
+        let Some(live) = &self.cluster.pods[id] else { return };
+        let Key { namespace, name } = self.cluster.pods.key(id).clone();
+        let [ingress, egress] = told.pair.map(|set| set.map(|set| self.sets.sets[set].id));
+        let pod = view::Pod {
+            namespace,
+            name,
+            addresses: self.cluster.member(live).addresses.to_vec(),
+            config_hash: live.config_hash.clone(),
+            ingress,
+            egress,
+            denies_logged: told.denies_logged,
+        };
+        patch.pods.put.insert(live.uid.clone(), pod);
+    }
+
+    fn pair(&mut self, class: ClassId) -> SetPair {
+        if let Some(pair) = self.pairs.get(&class) {
+            return *pair;
+        }
+        let pair = Direction::BOTH.map(|direction| {
+            let bodies = self.cluster.isolating(class, direction);
+            let ports = match direction {
+                Direction::Ingress => &**self.cluster.words.ports.key(self.cluster.classes.key(class).ports),
+                Direction::Egress => &[],
+            };
+            (!bodies.is_empty()).then(|| self.sets.set(self.rules, direction, bodies, ports))
+        });
+        self.pairs.insert(class, pair);
+        pair
+    }
+}
+
+impl crate::view::View {
+    fn class_of(&self, pod: PodId) -> Option<ClassId> {
+        let at = self.pods.binary_search_by_key(&pod, |(pod, _)| *pod).ok()?;
+        Some(self.pods[at].1)
+    }
+
+    fn told(&self, class: ClassId) -> Option<Told> {
+        let at = self.classes.binary_search_by_key(&class, |(class, _)| *class).ok()?;
+        Some(self.classes[at].1)
+    }
+
+    fn place(&mut self, moved: &[(PodId, Option<ClassId>, Option<ClassId>)]) {
+        replace(&mut self.pods, moved.iter().map(|&(pod, _, new)| (pod, new)));
+    }
+
+    fn tell(&mut self, turns: &[(ClassId, Turn)]) {
+        replace(&mut self.classes, turns.iter().map(|&(class, (_, now))| (class, now)));
+    }
+}
+
+/// Puts new values into a sorted list, and takes out what has none any more.
+fn replace<K: Copy + Ord, V>(sorted: &mut Vec<(K, V)>, new: impl Iterator<Item = (K, Option<V>)>) {
+    let mut added = vec![];
+    let mut gone = vec![];
+    for (key, value) in new {
+        match (sorted.binary_search_by_key(&key, |(key, _)| *key), value) {
+            (Ok(at), Some(value)) => sorted[at].1 = value,
+            (Ok(_), None) => gone.push(key),
+            (Err(_), Some(value)) => added.push((key, value)),
+            (Err(_), None) => {}
+        }
+    }
+    if !gone.is_empty() {
+        sorted.retain(|(key, _)| gone.binary_search(key).is_err());
+    }
+    if !added.is_empty() {
+        sorted.reserve_exact(added.len());
+        sorted.extend(added);
+        sorted.sort_by_key(|&(key, _)| key);
+    }
+}
