@@ -312,5 +312,6 @@ fn conservative(bed: &Bed) -> Result<()> {
     })?;
     common::delete_policy(bed, NS, "all")?;
     install(bed, &["enforcer.services=auto"])?;
+    drop(pods);
     by_each_backend(bed)
 }
