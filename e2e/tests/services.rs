@@ -155,8 +155,10 @@ fn assert_reached(bed: &Bed, pods: &[Listening], expected: &Expected) -> Result<
             for address in called(bed, name)?.addresses {
                 let (what, at) =
                     (format!("{} → Service {name}", client.name), SocketAddr::from((address, CALLED)));
-                for protocol in [Protocol::Tcp, Protocol::Udp] {
-                    matrix = matrix.probe(&what, &client.network, protocol, at, outcome.clone());
+                // The port by that name is TCP's, and no other.
+                let named = if name == "named" { expected.nobody.clone() } else { outcome.clone() };
+                for (protocol, outcome) in [(Protocol::Tcp, outcome.clone()), (Protocol::Udp, named)] {
+                    matrix = matrix.probe(&what, &client.network, protocol, at, outcome);
                 }
             }
         }

@@ -353,6 +353,16 @@ impl Applier {
         if let Some(synced) = view {
             self.recorder.tell_problems(&synced.view, findings, &self.misfits.pods, &self.status);
         }
+        match self.misfits.frontends.len() {
+            0 => self.status.clear(&Problem::Frontends),
+            left_out => {
+                let text = format!(
+                    "the kernel has no room for {left_out} of the addresses and ports at which Services are called: calls \
+                     there are judged as calls to any address that is no Service's"
+                );
+                self.status.raise(Problem::Frontends, text);
+            }
+        }
         if let Err(error) = passed {
             self.status.raise(Problem::Apply, error);
             return Some(RETRY);

@@ -107,7 +107,7 @@ fn told_apart(view: &NodeView, one: Option<AtomId>, other: Option<AtomId>) -> BT
 mod tests {
     use super::*;
     use durward_plan::{Access, Wanted, plan};
-    use durward_proto::{Act, AttributionId, Digest, Row, Set, SetId, Verdict};
+    use durward_proto::{Act, AttributionId, Digest, Row, Service, Set, SetId, Verdict};
 
     /// Two pods, each isolated by a set of its own; only the first's set knows the near atom.
     fn view() -> NodeView {
@@ -167,5 +167,19 @@ mod tests {
             };
             assert_eq!((access(10), access(11)), (Some(Access::Closed), Some(Access::Judged)));
         }
+    }
+
+    #[test]
+    fn a_frontend_that_had_no_room_closes_nobody() {
+        let frontend: Frontend = "6 10.96.0.1:80".parse().unwrap();
+        let service = Service { namespace: "n".into(), name: "s".into(), backends: [].into() };
+        let view = NodeView { services: [(frontend, service)].into(), ..view() };
+        let (kernel, numbers, found) = (Kernel::default(), Numbers::default(), BTreeMap::new());
+        let known = Known { kernel: &kernel, numbers: &numbers, found: &found };
+        let mut misfits = Misfits::default();
+        assert!(misfits.add(&Step::PutFrontend(frontend), &view, &known));
+        assert!(!misfits.add(&Step::PutFrontend(frontend), &view, &known));
+        assert_eq!((misfits.pods.len(), misfits.frontends.len()), (0, 1));
+        assert_eq!(misfits.fitting(&view).unwrap().services, BTreeMap::new());
     }
 }
