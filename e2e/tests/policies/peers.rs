@@ -79,6 +79,9 @@ pub(crate) fn the_own_node(bed: &Bed) -> Result<()> {
             for to in pod.sockets(PORT) {
                 matrix = matrix.probe(format!("{name} → pod"), host, protocol, to, expected.clone());
             }
+        }
+        // Not by UDP: a server on the pod's own node answers from the address that its route to the pod names.
+        for protocol in [Protocol::Tcp, Protocol::Icmp] {
             for address in bed.host_addresses(name) {
                 let (what, to) = (format!("pod → {name}"), (address, PORT).into());
                 matrix = matrix.probe(what, &pod.network, protocol, to, expected.clone());
