@@ -30,7 +30,9 @@ impl Daemon {
         );
         fs::write(&kubeconfig, text).unwrap();
         let [grpc, http] = [free(), free()];
-        let child = Command::new(env!("CARGO_BIN_EXE_durward-controller"))
+        // It does not outlive this process, however that ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_durward-controller")])
             .args(["--listen", &grpc.to_string(), "--metrics-listen", &http.to_string()])
             .env("KUBECONFIG", &kubeconfig)
             .env("RUST_LOG", "warn")

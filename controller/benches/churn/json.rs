@@ -27,7 +27,15 @@ pub(crate) fn line(kind: Kind, object: &Value) -> Bytes {
 
 /// The line after all objects that were there when the watch began.
 pub(crate) fn mark() -> Bytes {
-    let annotations = json!({ "k8s.io/initial-events-end": "true" });
+    bookmark_with(json!({ "k8s.io/initial-events-end": "true" }))
+}
+
+/// The line that says that nothing happens.
+pub(crate) fn bookmark() -> Bytes {
+    bookmark_with(json!({}))
+}
+
+fn bookmark_with(annotations: Value) -> Bytes {
     let object = json!({ "metadata": { "resourceVersion": "1", "annotations": annotations } });
     format!("{}\n", json!({ "type": "BOOKMARK", "object": with_type("v1", "Any", object) })).into()
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,6 +18,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::json::{self, Kind};
 use crate::scenario;
 
+/// How often a watch says that it lives.
+const BOOKMARKS: Duration = Duration::from_secs(60);
 /// How many lines are written at once.
 const LINES: usize = 256;
 
@@ -39,7 +42,7 @@ pub(crate) async fn start() -> (SocketAddr, Sender<Bytes>) {
     };
     let serve = move |Path(resource): Path<String>, request: Request| {
         let is_first = request.uri().query().is_some_and(|query| query.contains("sendInitialEvents=true"));
-        assert!(is_first, "the daemon is to begin watches, and to go on with them: {}", request.uri());
+        assert!(is_first, "the daemon lost a watch: {}", request.uri());
         let later = (resource == "pods").then(|| changed.lock().unwrap().take().unwrap());
         let body = watch(of(resource), later);
         async move { body }
@@ -70,7 +73,13 @@ fn watch(objects: impl Iterator<Item = Bytes> + Send + 'static, later: Option<Re
     let first = first.map(|lines| lines.iter().flatten().copied().collect::<BytesMut>().freeze());
     let later = match later {
         Some(later) => ReceiverStream::new(later).boxed(),
-        None => stream::pending().boxed(),
+        None => stream::empty().boxed(),
     };
+    // Else the daemon would take a quiet watch for a dead one.
+    let alive = stream::unfold((), async |()| {
+        tokio::time::sleep(BOOKMARKS).await;
+        Some((json::bookmark(), ()))
+    });
+    let later = stream::select(later, alive);
     Body::from_stream(first.chain(later).map(Ok::<_, Infallible>))
 }

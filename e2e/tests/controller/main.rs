@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use durward_e2e::{Config, Result, Test, run};
 use durward_proto::{Direction, LogMode, Logging, PortKey, Verdict};
 use fixture::{CRD, Cluster, Daemon, on_cluster};
+use future::Lists;
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -28,6 +29,10 @@ fn main() -> ExitCode {
         Test {
             name: "what_is_not_understood_fails_closed_and_nothing_else_does",
             run: |bed| on_cluster(bed, what_is_not_understood_fails_closed),
+        },
+        Test {
+            name: "where_lists_are_not_streamed_each_kind_is_listed_once",
+            run: |bed| on_cluster(bed, where_lists_are_not_streamed),
         },
     ];
     run(Config::new("controller"), |_| Ok(()), &tests)
@@ -120,6 +125,8 @@ async fn the_object_is_made_and_an_edit_stays(cluster: Cluster<'_>) -> Result<()
 }
 
 async fn an_invalid_object_is_ignored_whole(cluster: Cluster<'_>) -> Result<()> {
+    // All nodes are to have what was valid last, and only one of them takes part.
+    cluster.bed.kubectl(&["delete", "node", "--ignore-not-found", "node-2"])?;
     cluster.add_nodes(&["node-1"])?;
     cluster.install()?;
     let daemon = Daemon::start(&cluster).await;
@@ -262,6 +269,22 @@ async fn what_is_not_understood_fails_closed(cluster: Cluster<'_>) -> Result<()>
     cluster.bed.kubectl(&["-n", "shop", "delete", "networkpolicy", "hole"])?;
     node.sees("no policy", |view| verdict(view, "hole") == Some(None)).await;
     daemon.reads("/metrics", 200, &failing(odd.len() - 2)).await;
+    daemon.requests.asked_for_each_kind_once();
+    daemon.stop().await;
+    Ok(())
+}
+
+async fn where_lists_are_not_streamed(cluster: Cluster<'_>) -> Result<()> {
+    cluster.add_nodes(&["node-1"])?;
+    cluster.install()?;
+    cluster.bed.namespace("paged", &[])?;
+    cluster.add_pod("paged", "first", "node-1", "10.9.0.1", json!({}))?;
+    let daemon = Daemon::start_with(&cluster, Lists::Refused).await;
+    let mut node = daemon.node("node-1").await;
+    let has = |view: &durward_proto::NodeView, name: &str| view.pods.values().any(|pod| &*pod.name == name);
+    node.sees("the pod of the list", |view| has(view, "first")).await;
+    cluster.add_pod("paged", "second", "node-1", "10.9.0.2", json!({}))?;
+    node.sees("the pod of the watch", |view| has(view, "second")).await;
     daemon.requests.listed_and_watched_each_kind_once();
     daemon.stop().await;
     Ok(())
