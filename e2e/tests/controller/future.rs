@@ -66,8 +66,16 @@ impl Requests {
         let mut counts = self.0.lock().unwrap().clone();
         // A watch that ends goes on where it was: after some minutes, and when its CRD is applied anew.
         counts.values_mut().for_each(|count| count.later = count.later.min(expected.later));
-        let kinds =
-            ["jobs", "namespaces", "networkloggings", "networkpolicies", "nodes", "pods", "replicasets"];
+        let kinds = [
+            "jobs",
+            "namespaces",
+            "networkloggings",
+            "networkpolicies",
+            "nodes",
+            "pods",
+            "replicasets",
+            "services",
+        ];
         let once: BTreeMap<_, _> = kinds.map(|kind| (kind.to_owned(), expected)).into();
         assert_eq!(counts, once, "what was asked of each kind");
     }
