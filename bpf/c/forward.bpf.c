@@ -23,9 +23,10 @@ struct bpf_nf_ctx {
 	struct sk_buff *skb;
 };
 
-/* Of the low bits of _nfct. What is related (ICMP errors) was judged at the interface. */
+/* Of the low bits of _nfct. */
 enum ctinfo {
 	IP_CT_ESTABLISHED = 0,
+	IP_CT_RELATED = 1,
 	IP_CT_NEW = 2,
 	IP_CT_REPLY = 3,
 	IP_CT_UNTRACKED = 7,
@@ -107,8 +108,6 @@ static __noinline int judge_front(const struct nf_conntrack_tuple *asked, const 
 	key.remote = p.service = tuple_addr(asked, asked->dst);
 	key.lport = p.key.lport = asked->sport;
 	key.rport = p.sport = asked->dport;
-	if (!translated && !is_frontend(&key.remote, key.rport, p.proto))
-		return NF_ACCEPT;
 	key.if_proto = p.key.if_proto = e->ifindex << 8 | p.proto;
 	p.key.remote = tuple_addr(answer, answer->src);
 	p.key.rport = answer->sport;
@@ -116,6 +115,9 @@ static __noinline int judge_front(const struct nf_conntrack_tuple *asked, const 
 	v = bpf_map_lookup_elem(&ct, &key);
 	if (v && (!is_live(v, &key, jiffies()) || !(v->flags & CT_FRONT)))
 		v = NULL;
+	/* What passed the interface as a call is judged here, also if nobody serves there any more. */
+	if (!translated && !v && !is_frontend(&key.remote, key.rport, p.proto))
+		return NF_ACCEPT;
 	to = bpf_map_lookup_elem(&front, &key);
 	was = v ? READ_ONCE(v->word) : 0;
 	if (v && was == READ_ONCE(e->word[EGRESS]) && to && same(&to->backend, &p.key.remote) &&
@@ -148,7 +150,7 @@ static __noinline int judge_answer(const struct nf_conntrack_tuple *asked, const
 	p.key.rport = answer->dport;
 	p.key.if_proto = e->ifindex << 8 | p.proto;
 	v = bpf_map_lookup_elem(&ct, &p.key);
-	if (!v || !(v->flags & CT_HOST))
+	if (!v || !(v->flags & (CT_HOST | CT_FRONT)))
 		return NF_ACCEPT;
 	p.key.remote = tuple_addr(asked, asked->src);
 	p.key.rport = asked->sport;
@@ -210,10 +212,15 @@ static __noinline int judge_tracked(struct nf_conn *known, __u32 info)
 
 	if (info == IP_CT_REPLY && !(status & IPS_SRC_NAT))
 		return NF_ACCEPT;
+	/* Related: an ICMP error, which was judged at the interface, or a connection that conntrack expected. */
+	if (info == IP_CT_RELATED && !(status & IPS_EXPECTED))
+		return NF_ACCEPT;
 	bpf_core_read(&asked, sizeof(asked), &known->tuplehash[0].tuple);
 	bpf_core_read(&answer, sizeof(answer), &known->tuplehash[1].tuple);
 	if (info == IP_CT_REPLY)
 		return judge_answer(&asked, &answer);
+	if (services() != SERVICES_TRANSLATED)
+		return NF_ACCEPT;
 	return judge_front(&asked, &answer, status & IPS_DST_NAT);
 }
 
@@ -226,7 +233,7 @@ int forward(struct bpf_nf_ctx *ctx)
 
 	if (!known || info == IP_CT_UNTRACKED)
 		return services() == SERVICES_TRANSLATED ? judge_untracked(ctx->skb) : NF_ACCEPT;
-	if (info != IP_CT_ESTABLISHED && info != IP_CT_NEW && info != IP_CT_REPLY)
+	if (info != IP_CT_ESTABLISHED && info != IP_CT_RELATED && info != IP_CT_NEW && info != IP_CT_REPLY)
 		return NF_ACCEPT;
 	return judge_tracked(known, info);
 }

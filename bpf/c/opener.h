@@ -26,6 +26,7 @@ struct nf_conn {
 	struct nf_conntrack_tuple_hash tuplehash[2];
 } __attribute__((preserve_access_index));
 
+#define IPS_EXPECTED (1 << 0)
 #define IPS_SEEN_REPLY (1 << 1)
 #define IPS_SRC_NAT (1 << 4)
 #define IPS_DST_NAT (1 << 5)

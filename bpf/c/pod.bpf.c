@@ -143,6 +143,37 @@ __noinline int still_cut(struct ep *e, struct packet *p, struct ctv *v)
 	return fold(e, p, opener, EVENT_DENY);
 }
 
+#define NO_CALL 0 /* neither NEXT nor DROP */
+
+/* To the pod, perhaps an answer to its call to a frontend that has no judgement under the present rules. */
+__noinline int answer_call(struct __sk_buff *ctx, struct ep *e, struct packet *p, struct ctv *v)
+{
+	if (!e || !p)
+		return DROP;
+
+	bool is_call = v && (v->flags & CT_FRONT);
+	__u64 word = READ_ONCE(e->word[EGRESS]), was;
+	struct front to = {}, *stamped = NULL;
+
+	if (!is_call && !may_answer_call(p))
+		return NO_CALL;
+	if (is_call && v && READ_ONCE(v->word) != WORD_UNSTAMPED)
+		stamped = bpf_map_lookup_elem(&front, &p->key);
+	if (stamped) {
+		to = *stamped;
+	} else if (!translated_to(ctx, p, &to)) {
+		if (!is_call || !v)
+			return NO_CALL;
+		if (word >> 32)
+			return drop(e->slot, INGRESS, DROP_DEFERRED);
+		was = READ_ONCE(v->word);
+		__sync_val_compare_and_swap(&v->word, was, word);
+		touch(v, p, INGRESS, jiffies());
+		return NEXT;
+	}
+	return judge_reply(e, p, v, &to, stamped);
+}
+
 /* Everything but packets of connections that are known, allowed, and judged under the present rules. */
 __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struct ctv *v, __u32 dir)
 {
@@ -162,7 +193,9 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 	known = v && is_live(v, &p->key, jiffies()) && fits_host(ctx, v, dir);
 	if (dir == INGRESS && made_here(ctx, p))
 		return pass_host(e, p, known ? v : NULL, dir);
-	if (dir == EGRESS && !is_unknown(e) && is_deferred(p, known ? v : NULL)) {
+	/* What answers a caller is judged with his call, also where the caller hides behind the node's address. */
+	mine = known && !(v->flags & CT_HOST) && v->opener == INGRESS && !p->opening;
+	if (dir == EGRESS && !mine && !is_unknown(e) && is_deferred(p, known ? v : NULL)) {
 		if (p->fragment == LATER)
 			return follow_first(e, p, dir);
 		p->word = READ_ONCE(e->word[EGRESS]);
@@ -170,8 +203,6 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 			remember_first(p, dir, EGRESS);
 		return defer(e, p, known ? v : NULL);
 	}
-	/* What answers a caller is judged with his call, also where the caller hides behind the node's address. */
-	mine = known && !(v->flags & CT_HOST) && v->opener == INGRESS && !p->opening;
 	if (dir == EGRESS && !mine && host_kind(&p->key.remote) == HOST_THIS && !is_judged_frontend(p))
 		return pass_host(e, p, known ? v : NULL, dir);
 	if (is_unknown(e))
@@ -181,13 +212,11 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 	if (p->fragment == LATER)
 		return follow_first(e, p, dir);
 
-	if (known && dir == INGRESS && (v->flags & CT_FRONT) && !p->opening)
-		return judge_reply(e, p, v);
-	if (dir == INGRESS && !p->opening && !(known && v->opener == INGRESS) && may_answer_call(p)) {
-		struct front to = {};
+	if (dir == INGRESS && !p->opening && !(known && v->opener == INGRESS)) {
+		int answer = answer_call(ctx, e, p, known ? v : NULL);
 
-		if (translated_to(ctx, p, &to))
-			return adopt_call(e, p, known ? v : NULL, &to);
+		if (answer != NO_CALL)
+			return answer;
 	}
 	/* A HOST entry that a packet from the pod meets for another address is of no use here. */
 	known = known && !(v->flags & CT_HOST);

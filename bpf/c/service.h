@@ -54,6 +54,11 @@ __noinline int defer(struct ep *e, struct packet *p, struct ctv *v)
 			     .opener = EGRESS, .state = first_state(p), .flags = CT_FRONT, .mark = mark_of(&p->key) };
 
 	if (v && (v->flags & CT_FRONT) && !p->opening) {
+		/* Nobody else would say so: what nothing isolates is not judged at the forward hook. */
+		if (!(word >> 32)) {
+			was = READ_ONCE(v->word);
+			__sync_val_compare_and_swap(&v->word, was, word);
+		}
 		touch(v, p, EGRESS, fresh.seen);
 		return NEXT;
 	}
@@ -82,18 +87,21 @@ static __always_inline void reveal(struct packet *p, const struct front *to)
 	p->key.rport = to->port;
 }
 
-/* To the pod, from a frontend, of a call that has no entry as such: it was there before the frontend was known, or
- * the pod isolated. Its backend is asked of the host, since the pod may have nothing to say for long. */
-__noinline int adopt_call(struct ep *e, struct packet *p, struct ctv *v, struct front *to)
+/* To the pod, the answer of a backend under rules that have changed, or to a call that has no entry as such: one from
+ * before its frontend was known, or the pod isolated. `stamped`: the backend is the one that `front` has. */
+__noinline int judge_reply(struct ep *e, struct packet *p, struct ctv *v, struct front *to, bool stamped)
 {
 	if (!e || !p || !to)
 		return DROP;
 
+	bool is_call = v && (v->flags & CT_FRONT), was_judged;
 	struct counters *c = counters_of(e->slot, EGRESS);
 	struct ctk key = p->key;
 	struct ctv fresh = { .seen = jiffies(), .opener = EGRESS, .state = first_state(p),
 			     .flags = CT_FRONT | CT_ADOPTED, .mark = mark_of(&key) };
+	__u64 was = v ? READ_ONCE(v->word) : WORD_UNSTAMPED;
 
+	was_judged = was != WORD_UNSTAMPED;
 	reveal(p, to);
 	judge(e, p, EGRESS);
 	if (same(&to->backend, &key.local))
@@ -101,53 +109,31 @@ __noinline int adopt_call(struct ep *e, struct packet *p, struct ctv *v, struct 
 	if (!p->act)
 		return drop(e->slot, EGRESS, DROP_NO_ROW);
 	if (!(p->act & ACT_ALLOW)) {
-		if (c && v)
+		if (is_call && v)
+			__sync_val_compare_and_swap(&v->word, was, WORD_UNSTAMPED);
+		if (c && was_judged)
 			c->cut++;
 		else if (c)
 			c->denied++;
-		return fold(e, p, EGRESS, v ? EVENT_CUT : EVENT_DENY);
+		return fold(e, p, EGRESS, was_judged ? EVENT_CUT : EVENT_DENY);
 	}
-	fresh.word = p->word;
-	fresh.act = p->act;
+	if (!stamped)
+		bpf_map_update_elem(&front, &key, to, BPF_ANY);
+	if (is_call && v) {
+		if (__sync_val_compare_and_swap(&v->word, was, p->word) == was && !v->owed)
+			v->act = p->act;
+		touch(v, p, INGRESS, fresh.seen);
+	} else {
+		fresh.word = p->word;
+		fresh.act = p->act;
+		bpf_map_update_elem(&ct, &key, &fresh, BPF_ANY);
+		if (c && !v)
+			c->adopted++;
+	}
 	p->key = key;
-	bpf_map_update_elem(&front, &key, to, BPF_ANY);
-	bpf_map_update_elem(&ct, &key, &fresh, BPF_ANY);
-	if (c && !v)
-		c->adopted++;
 	if (p->fragment == FIRST)
 		remember_first(p, INGRESS, EGRESS);
 	return NEXT;
-}
-
-/* To the pod, from a frontend, under rules that have changed or before there was a judgement. */
-__noinline int judge_reply(struct ep *e, struct packet *p, struct ctv *v)
-{
-	if (!e || !p || !v)
-		return DROP;
-
-	__u64 was = READ_ONCE(v->word);
-	struct counters *c = counters_of(e->slot, EGRESS);
-	struct ctk key = p->key;
-	struct front *to = bpf_map_lookup_elem(&front, &key);
-
-	if (was == WORD_UNSTAMPED || !to)
-		return drop(e->slot, INGRESS, DROP_DEFERRED);
-	reveal(p, to);
-	if (judge(e, p, EGRESS) & ACT_ALLOW) {
-		if (__sync_val_compare_and_swap(&v->word, was, p->word) == was && !v->owed)
-			v->act = p->act;
-		touch(v, p, INGRESS, jiffies());
-		p->key = key;
-		if (p->fragment == FIRST)
-			remember_first(p, INGRESS, EGRESS);
-		return NEXT;
-	}
-	__sync_val_compare_and_swap(&v->word, was, WORD_UNSTAMPED);
-	if (!p->act)
-		return drop(e->slot, EGRESS, DROP_NO_ROW);
-	if (c)
-		c->cut++;
-	return fold(e, p, EGRESS, EVENT_CUT);
 }
 
 #endif

@@ -183,6 +183,79 @@ fn a_call_that_nobody_knows_of_is_judged_by_its_backend_also_if_the_backend_spea
 }
 
 #[test]
+fn a_call_goes_on_whoever_speaks_first_after_any_change_that_still_allows_it() {
+    lab::run(|lab| {
+        let (wires, pod) = start(lab);
+        for f in families() {
+            let (friend, itself) = (listen(&wires.friend, f.friend), listen(&wires.pod, f.pod));
+            translate(f, f.friend);
+            // Made while nothing isolates what goes out: no stamp says which backend it has.
+            pod.judge_by(Egress, 0);
+            let mut pair = call(&wires, f, &friend);
+            let answers = |(client, server): &mut (TcpStream, TcpStream)| {
+                server.write_all(b"!").unwrap();
+                client.read_exact(&mut [0]).unwrap();
+            };
+            // Another word for the same, as after a restart; the first policy; another word again; and none any more.
+            for set in [0, OUT_SET, OUT_SET, 0, OUT_SET] {
+                pod.judge_by(Egress, set);
+                answers(&mut pair);
+                talk(&mut pair);
+            }
+            // Denied, and allowed again.
+            pod.path.set_row(OUT_SET, FRIEND, &all(deny(7))).unwrap();
+            pod.judge_by(Egress, OUT_SET);
+            let before = pod.counters(Egress).cut;
+            pair.1.write_all(b"!").unwrap();
+            eventually("it is cut", || (pod.counters(Egress).cut > before).then_some(()));
+            pod.path.set_row(OUT_SET, FRIEND, &Pod::web(OUT_SET)).unwrap();
+            pod.judge_by(Egress, OUT_SET);
+            pair.0.read_exact(&mut [0]).unwrap();
+            talk(&mut pair);
+            // To itself.
+            translate(f, f.pod);
+            let mut pair = call(&wires, f, &itself);
+            pod.judge_by(Egress, OUT_SET);
+            answers(&mut pair);
+            talk(&mut pair);
+        }
+    });
+}
+
+#[test]
+fn a_call_whose_service_is_gone_is_judged_by_where_it_goes() {
+    lab::run(|lab| {
+        let (wires, pod) = start(lab);
+        for f in families() {
+            let client = wires.pod.enter(|| UdpSocket::bind((f.pod, 0)).unwrap());
+            client.connect((vip(f), VIP_PORT)).unwrap();
+            translate(f, f.friend);
+            let server = wires.friend.enter(|| UdpSocket::bind((f.friend, PORT)).unwrap());
+            server.set_read_timeout(Some(TRY)).unwrap();
+            eventually("the server hears", || {
+                client.send(b"?").unwrap();
+                server.recv_from(&mut [0; 8]).ok()
+            });
+            // The Service goes, and somebody else has its address.
+            let family = if f.pod.is_ipv4() { "ip" } else { "ip6" };
+            nft(&format!("flush ruleset {family}"));
+            lab::wire::forget_connections(f.pod);
+            pod.path.remove_frontend(frontend(f, UDP)).unwrap();
+            let route = if f.pod.is_ipv4() { "route add" } else { "-6 route add" };
+            lab::ip(&format!("{route} {} via {}", vip(f), f.rogue));
+            let before = pod.counters(Egress).denied;
+            eventually("it is denied", || {
+                client.send(b"?").unwrap();
+                let counters = pod.counters(Egress);
+                (counters.denied + counters.cut > before).then_some(())
+            });
+            let table = pod.path.denials();
+            assert!(table.iter().any(|denial| denial.remote == (vip(f), VIP_PORT).into()), "{table:?}");
+        }
+    });
+}
+
+#[test]
 fn udp_calls_are_judged_by_their_backend() {
     lab::run(|lab| {
         let (wires, pod) = start(lab);
@@ -331,9 +404,16 @@ fn an_answer_to_the_node_that_is_for_somebody_behind_it_is_judged_by_its_real_en
         let before = pod.counters(Ingress).denied;
         caller.send_to(b"?", (f.pod, PORT)).unwrap();
         eventually("the call is denied", || (pod.counters(Ingress).denied > before).then_some(()));
-        let denied = pod.counters(Egress).denied;
-        callee.send_to(b"secret", (f.node, 4000)).unwrap();
-        eventually("the answer is denied", || (pod.counters(Egress).denied > denied).then_some(()));
+        for node_port in [false, true] {
+            if node_port {
+                pod.path.set_frontend(Frontend { address: None, protocol: UDP, port: 4000 }).unwrap();
+                pod.forget();
+            }
+            let denied = pod.counters(Egress).denied;
+            callee.send_to(b"secret", (f.node, 4000)).unwrap();
+            eventually("the answer is denied", || (pod.counters(Egress).denied > denied).then_some(()));
+        }
+        pod.path.remove_frontend(Frontend { address: None, protocol: UDP, port: 4000 }).unwrap();
         caller.set_nonblocking(true).unwrap();
         assert_eq!(caller.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
         // A caller that the rules let in is answered.

@@ -161,10 +161,12 @@ impl Applier {
             }
             let view = wires.views.borrow_and_update().clone();
             let Some(findings) = wires.findings.borrow_and_update().clone() else { continue };
-            let Some(judging) = *wires.judging.borrow_and_update() else { continue };
-            let view = view.map(|synced| judged(synced, judging));
-            let pass = || self.pass(view.as_ref(), &findings, judging, &wires.book);
+            // Until it is known how calls to Services are judged, there is no view that can be.
+            let judging = *wires.judging.borrow_and_update();
+            let view = view.zip(judging).map(|(synced, judging)| (judged(synced, judging), judging));
+            let pass = || self.pass(view.as_ref(), &findings, &wires.book);
             let passed = tokio::task::block_in_place(pass);
+            let view = view.map(|(synced, _)| synced);
             retry = self.tell(passed, view.as_ref(), &findings, &wires);
         }
     }
@@ -183,12 +185,12 @@ impl Applier {
     /// One pass: from what the kernel holds to what it should.
     fn pass(
         &mut self,
-        view: Option<&Synced>,
+        view: Option<&(Synced, Judging)>,
         findings: &Findings,
-        judging: Judging,
         book: &watch::Sender<Arc<Book>>,
     ) -> Result<(), ApplyError> {
-        let Some(view) = view else { return self.pass_unsynced(findings) };
+        let Some((view, judging)) = view else { return self.pass_unsynced(findings) };
+        let judging = *judging;
         self.write_host(findings)?;
         match judging {
             Judging::Translated => self.judge_services(Services::Translated)?,

@@ -2,7 +2,7 @@
 //!
 //! One task publishes it, whole, whenever it changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -19,7 +19,9 @@ pub struct Book {
     pub endpoints: HashMap<u32, Endpoint>,
     /// The Services by where they are called; those that left the view, for 15 minutes more.
     pub services: HashMap<Frontend, ServiceName>,
-    /// How calls to them are judged.
+    /// The node's own addresses: NodePorts are there.
+    pub host: BTreeSet<IpAddr>,
+    /// How calls to Services are judged.
     pub judging: Judging,
     /// What is logged.
     pub logging: Logging,
@@ -30,7 +32,8 @@ impl Book {
     pub fn service(&self, called: SocketAddr, protocol: u8) -> Option<&ServiceName> {
         let port = PortKey::new(protocol, called.port());
         let at = |address| self.services.get(&Frontend { address, port });
-        at(Some(called.ip())).or_else(|| at(None))
+        let is_host = self.host.contains(&called.ip());
+        at(Some(called.ip())).or_else(|| at(None).filter(|_| is_host))
     }
 }
 

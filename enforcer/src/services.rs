@@ -57,6 +57,8 @@ enum AskError {
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_secs(15);
 const ASK_SILENT_EVERY: Duration = Duration::from_secs(1);
+/// How often kube-proxy may fail to answer before calls are judged without it, on a node that was not judging yet.
+const SILENCES: u32 = 10;
 /// More than any mode's name.
 const MAX_ANSWER_BYTES: usize = 64;
 
@@ -78,19 +80,27 @@ impl Decider {
     /// Publishes how calls are judged, whenever that changes.
     pub async fn run(self, judging: watch::Sender<Option<Judging>>) {
         let Self { setting, kube_proxy, path, status, mut kept } = self;
-        let mut forward: Option<Result<(), String>> = None;
+        let (mut attached, mut silences) = (false, 0);
         loop {
             let proxy = match setting {
                 Setting::Auto => ask(kube_proxy).await,
                 Setting::Exact | Setting::Conservative => Proxy::Translates,
             };
             let (mut decided, mut why) = decide(setting, kept, &proxy, kube_proxy);
-            if decided == Judging::Translated {
-                // Once a run, so that an upgrade's program takes the place of the old one.
-                let attached =
-                    forward.get_or_insert_with(|| attach(&path).map_err(|error| error.to_string()));
-                if let Err(error) = attached {
-                    (decided, why) = (Judging::Conservative, Some(format!("{error}; {CONSERVATIVELY}")));
+            let silent = matches!(proxy, Proxy::Silent(_));
+            silences = if silent { silences + 1 } else { 0 };
+            if silent && kept.is_none() && silences < SILENCES {
+                // The node has just started: so has kube-proxy, and there is nothing to be translated yet.
+                tokio::time::sleep(ASK_SILENT_EVERY).await;
+                continue;
+            }
+            // Once a run, so that an upgrade's program takes the place of the old one.
+            if decided == Judging::Translated && !attached {
+                match attach(&path) {
+                    Ok(()) => attached = true,
+                    Err(error) => {
+                        (decided, why) = (Judging::Conservative, Some(format!("{error}; {CONSERVATIVELY}")));
+                    }
                 }
             }
             match why {
@@ -99,7 +109,6 @@ impl Decider {
             }
             kept = Some(decided);
             judging.send_if_modified(|last| last.replace(decided) != Some(decided));
-            let silent = matches!(proxy, Proxy::Silent(_));
             tokio::time::sleep(if silent { ASK_SILENT_EVERY } else { ASK_EVERY }).await;
         }
     }

@@ -118,3 +118,11 @@ pub fn nft(rules: &str) {
     let status = Command::new("nft").arg(rules).status().expect("nftables is installed");
     assert!(status.success(), "nft {rules}");
 }
+
+/// The lab's connection tracking forgets the pod's connections, as kube-proxy lets it.
+pub fn forget_connections(pod: IpAddr) {
+    let family = if pod.is_ipv4() { "ipv4" } else { "ipv6" };
+    let arguments = ["-f", family, "-D", "-s", &pod.to_string()];
+    // It fails if there is none.
+    drop(Command::new("conntrack").args(arguments).output().expect("conntrack is installed"));
+}

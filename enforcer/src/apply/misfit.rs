@@ -57,8 +57,10 @@ impl Misfits {
                 without.blocks.remove(block);
                 told_apart(view, view.blocks.get(block).copied(), without.atom(block.address()))
             }
-            Step::PutFrontend(frontend) => {
-                self.frontends.insert(*frontend);
+            // The map is full: none of those that are not in it have room.
+            Step::PutFrontend(_) => {
+                let new = view.services.keys().filter(|frontend| !of.kernel.frontends.contains(frontend));
+                self.frontends.extend(new);
                 BTreeSet::new()
             }
             _ => return false,

@@ -72,6 +72,7 @@ impl Recorder {
                 .collect(),
             endpoints: self.endpoints.iter().map(|(&ifindex, (pod, _))| (ifindex, pod.clone())).collect(),
             services: self.services.iter().map(|(&frontend, (name, _))| (frontend, name.clone())).collect(),
+            host: findings.host.clone(),
             judging,
             logging: view.logging,
         }

@@ -269,6 +269,7 @@ mod tests {
                 (frontend("6 *:30000"), service("everywhere")),
             ]
             .into(),
+            host: ["192.0.2.7".parse().unwrap()].into(),
             judging: Judging::Translated,
             logging: Logging { allow, ..Logging::default() },
         })
@@ -349,7 +350,7 @@ mod tests {
     fn the_service_that_was_called_stands_beside_the_backend() {
         let (mut desk, now) = (desk(LogMode::Off, 99), Instant::now());
         let called = |at: &str| Seen { called: Some(at.parse().unwrap()), ..seen(false, 2) };
-        for at in ["10.96.0.1:6379", "192.0.2.7:30000", "10.96.0.1:1"] {
+        for at in ["10.96.0.1:6379", "192.0.2.7:30000", "192.0.2.8:30000"] {
             desk.take(called(at), 1, now).unwrap();
         }
         // Judged by the frontend itself; and what is no call to a Service.
