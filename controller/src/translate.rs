@@ -398,6 +398,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_not_scheduled_yet_is_on_no_node() {
+        for name in [json!(""), json!(null)] {
+            let mut pending = pod();
+            pending["spec"]["nodeName"] = name;
+            assert_eq!(read(pending).0.node, None);
+        }
+    }
+
+    #[test]
     fn a_terminating_pod_is_like_any_other() {
         let mut terminating = pod();
         terminating["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:00:09Z");

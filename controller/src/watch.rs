@@ -228,8 +228,9 @@ mod tests {
         assert_eq!(hear(&mut known, Event::Apply(namespace("c"))), ["c"]);
         assert_eq!(hear(&mut known, Event::Delete(namespace("b"))), ["-b"]);
         assert_eq!(hear(&mut known, Event::Apply(namespace("d"))), ["d"]);
-        // A listing that breaks off says nothing of what it would have named.
+        // A listing that breaks off says nothing, neither by what it named nor by what it did not.
         begin(&mut known);
+        assert_eq!(hear(&mut known, Event::InitApply(namespace("c"))), ["c"]);
         begin(&mut known);
         assert_eq!(hear(&mut known, Event::InitApply(namespace("d"))), ["d"]);
         assert_eq!(hear(&mut known, Event::InitDone), ["-c"]);

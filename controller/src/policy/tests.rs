@@ -154,8 +154,9 @@ fn an_unknown_field_anywhere_is_named_and_the_policy_still_selects() {
     let (_, directions, reason) = unreadable(json!({ "policyTypes": ["Sideways"] }));
     assert_eq!(directions, Direction::BOTH);
     assert!(reason.contains("spec.policyTypes[0]: \"Sideways\" is unknown"), "{reason}");
-    let (_, directions, _) = unreadable(ports(json!({ "tier": 1 })));
-    assert_eq!(directions, Direction::BOTH);
+    for spec in [ports(json!({ "tier": 1 })), json!({ "tier": 1, "policyTypes": [] })] {
+        assert_eq!(unreadable(spec).1, Direction::BOTH);
+    }
 }
 
 #[test]
@@ -180,6 +181,12 @@ fn what_makes_no_sense_is_named_by_field() {
                 json!({ "podSelector": { "matchExpressions": [{ "key": "a", "operator": "Gt", "values": ["1"] }] } }),
             ),
             "matchExpressions[0].operator: \"Gt\" is unknown",
+        ),
+        (
+            from(
+                json!({ "podSelector": { "matchExpressions": [{ "key": "a", "operator": "Exists", "values": ["1"] }] } }),
+            ),
+            "matchExpressions[0].values: Exists takes none",
         ),
         (ports(json!({ "protocol": "ICMP" })), "spec.egress[0].ports[0].protocol: \"ICMP\" is unknown"),
         (ports(json!({ "port": 0 })), "ports[0].port: 0 is no port"),
