@@ -23,12 +23,13 @@ pub mod row;
 pub mod view;
 
 pub use decode::{DecodeError, Problem};
-pub use names::{AtomId, AttributionId, Digest, PodUid, SetId};
+pub use names::{AtomId, AttributionId, Digest, Digester, PodUid, SetId};
 pub use patch::{Delta, Patch, PatchError, SetDelta};
 pub use report::{
     IdentifyRequest, Identity, LateAttach, LossPlace, NodeReport, PodName, ToNode, Version, Workload,
 };
 pub use row::{Act, PortKey, Row, RowError, Step, Verdict};
 pub use view::{
-    Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, Set, ViewError,
+    Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, PolicyList, Set,
+    ViewError,
 };

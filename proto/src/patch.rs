@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::{
-    AtomId, Attribution, AttributionId, Block, Direction, Logging, NodeView, Pod, PodUid, Row, Set, SetId,
+    AtomId, AttributionId, Block, Direction, Logging, NodeView, Pod, PodUid, PolicyList, Row, Set, SetId,
 };
 
 /// What changes in a map: the entries with their new values, and those that go.
@@ -65,12 +65,14 @@ pub enum SetDelta {
 /// What turns one view into the next; applied whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
+    /// All pods that one set judges are judged by another from now on, unless `pods` says otherwise.
+    pub moved: BTreeMap<SetId, SetId>,
     /// Pods of the node.
     pub pods: Delta<PodUid, Pod>,
     /// Sets and their rows.
     pub sets: BTreeMap<SetId, SetDelta>,
     /// Lists of policies.
-    pub attributions: Delta<AttributionId, Attribution>,
+    pub attributions: Delta<AttributionId, PolicyList>,
     /// Remote addresses.
     pub addresses: Delta<IpAddr, AtomId>,
     /// Remote blocks.
@@ -108,6 +110,7 @@ impl Patch {
             set_deltas.insert(*id, SetDelta::Removed);
         }
         Self {
+            moved: BTreeMap::new(),
             pods: Delta::between(&old.pods, pods),
             sets: set_deltas,
             attributions: Delta::between(&old.attributions, attributions),
@@ -143,7 +146,15 @@ impl NodeView {
     /// [`PatchError`] if the patch was made for another view. This one is then half changed and must
     /// not be used; who cannot be sure of the patch takes [`NodeView::patched`].
     pub fn patch(&mut self, patch: Patch) -> Result<(), PatchError> {
-        let Patch { pods, sets, attributions, addresses, blocks, logging } = patch;
+        let Patch { moved, pods, sets, attributions, addresses, blocks, logging } = patch;
+        if !moved.keys().all(|set| self.sets.contains_key(set)) {
+            return Err(PatchError { what: "a set" });
+        }
+        if !moved.is_empty() {
+            for set in self.pods.values_mut().flat_map(|pod| [&mut pod.ingress, &mut pod.egress]).flatten() {
+                *set = moved.get(set).copied().unwrap_or(*set);
+            }
+        }
         pods.apply(&mut self.pods, "a pod")?;
         attributions.apply(&mut self.attributions, "an attribution")?;
         addresses.apply(&mut self.addresses, "an address")?;
@@ -207,7 +218,7 @@ mod tests {
                     .into_iter()
                     .map(|(id, logged)| {
                         let policy = Policy { namespace: "n".into(), name: "p".into(), logged };
-                        (AttributionId(Digest([id; 16])), Attribution::new([policy]))
+                        (AttributionId(Digest([id; 16])), crate::Attribution::new([policy]).into())
                     })
                     .collect(),
                 logging: Logging { generation, ..Logging::default() },
@@ -222,6 +233,36 @@ mod tests {
             prop_assert_eq!(old.patched(Patch::between(&old, &new)), Ok(new.clone()));
             prop_assert!(Patch::between(&new, &new).is_empty());
         }
+    }
+
+    #[test]
+    fn pods_move_from_a_set_to_another_unless_they_are_put() {
+        let [old, new] = [1, 2].map(|n| SetId(Digest([n; 16])));
+        let pod = |ingress, egress| Pod {
+            namespace: "n".into(),
+            name: "p".into(),
+            addresses: vec![],
+            config_hash: None,
+            ingress,
+            egress,
+            denies_logged: false,
+        };
+        let set = Set::of_base(
+            Direction::Ingress,
+            Row::uniform(Act { verdict: Verdict::Deny, attribution: AttributionId(Digest([0; 16])) }),
+        );
+        let view = NodeView {
+            pods: [("a".into(), pod(Some(old), None)), ("b".into(), pod(Some(old), Some(old)))].into(),
+            sets: [(old, set.clone())].into(),
+            ..NodeView::default()
+        };
+        let mut patch = Patch { moved: [(old, new)].into(), ..Patch::default() };
+        patch.sets = [(old, SetDelta::Removed), (new, SetDelta::New(set))].into();
+        patch.pods.put.insert("b".into(), pod(None, None));
+        let next = view.patched(patch.clone()).unwrap();
+        assert_eq!(next.pods[&"a".into()], pod(Some(new), None));
+        assert_eq!(next.pods[&"b".into()], pod(None, None));
+        assert_eq!(next.patched(patch), Err(PatchError { what: "a set" }));
     }
 
     #[test]
