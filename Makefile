@@ -15,7 +15,7 @@ DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 BED := cargo run --locked -p durward-e2e --bin durward-bed --
 
-.PHONY: help setup demo test lint cluster cluster-down images bench-datapath bench-cluster bench-engine fuzz-engine
+.PHONY: help setup demo test conformance lint cluster cluster-down images bench-datapath bench-cluster bench-controller bench-engine fuzz-engine
 
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: setup ## A guided tour on a throwaway two-node Kubernetes made here
 # Programs of tests run one after the other. Those in e2e have a cluster each, which is down before the next one starts.
 test: setup ## Everything that is tested
 	@cargo test --locked --workspace
+
+conformance: setup ## Kubernetes' own suite of NetworkPolicy, once with each CNI plugin
+	@cargo run --locked -p durward-e2e --bin durward-conformance
 
 lint: setup $(DENY) ## Format, clippy, licences and sources of dependencies (warnings of C are errors in any build)
 	@cargo fmt --all --check
@@ -53,8 +56,16 @@ bench-datapath: setup ## What a packet costs in the kernel; the last line is JSO
 bench-cluster: setup ## How soon a policy is in force, and what the daemons need; the last line is JSON
 	@cargo bench --profile dev --locked -p durward-e2e --bench cluster
 
-bench-engine: setup ## What the controller's engine costs
-	@cargo bench --quiet --locked -p durward-engine --bench engine
+bench-controller: setup ## What the controller needs to start in a full cluster; the last line is JSON
+	@cargo build --release --locked -p durward-controller
+	@DURWARD_CONTROLLER=$(CARGO_TARGET_DIR)/release/durward-controller \
+	  cargo bench --profile dev --locked -p durward-e2e --bench controller
+
+# Two programs, whose JSON becomes one line.
+bench-engine: setup ## What the engine costs, alone and in the daemon while a cluster changes; the last line is JSON
+	@{ cargo bench --quiet --locked -p durward-engine --bench engine; \
+	   cargo bench --quiet --locked -p durward-controller --bench churn; } \
+	 | awk '/^{/ { gsub(/^{|}$$/, ""); json = json (json ? "," : "") $$0; next } { print; fflush() } END { print "{" json "}" }'
 
 fuzz-engine: setup ## Compare the engine with its oracle on random clusters and histories, until stopped
 	@DURWARD_CASES=forever cargo test --locked -p durward-engine --test agreement -- --nocapture

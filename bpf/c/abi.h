@@ -243,12 +243,19 @@ struct timing {
 	__u32 fragment;
 };
 
+/* How a pod's calls to a Service's frontend are judged. */
+enum services {
+	SERVICES_BY_ADDRESS = 0,  /* like calls to any address */
+	SERVICES_TRANSLATED = 1,  /* by their backend, at the forward hook */
+	SERVICES_BY_FRONTEND = 2, /* by what user space says of the frontend, whatever it leads to */
+};
+
 #define TUNNEL_PORTS 8
 struct config {
 	__u64 seed[2];    /* of the deny table's tags: an attacker must not choose where flows collide */
 	__u32 log_rate;   /* records a second, of a CPU and endpoint and kind */
 	__u32 log_burst;
-	__u32 services;   /* not 0: connections to frontends are judged after translation */
+	__u32 services;   /* enum services */
 	__be16 tunnel_port[TUNNEL_PORTS]; /* UDP, 0: none */
 	__u32 rsv[5];
 };

@@ -53,6 +53,29 @@ static __always_inline __u32 host_kind(const struct addr *a)
 	return kind ? *kind : 0;
 }
 
+/* Whether a Service is called there, by an address of its own. */
+static __always_inline bool is_vip(const struct addr *address, __be16 port, __u8 proto)
+{
+	struct vipk key = { .addr = *address, .port = port, .proto = proto };
+
+	return bpf_map_lookup_elem(&vip, &key);
+}
+
+/* Whether a Service is called there, by a port that every address of this node has for it. */
+static __always_inline bool is_node_port(const struct addr *address, __be16 port, __u8 proto)
+{
+	struct vipk key = { .port = port, .proto = proto };
+
+	return host_kind(address) == HOST_THIS && bpf_map_lookup_elem(&vip, &key);
+}
+
+static __always_inline __u32 services(void)
+{
+	struct config *cfg = configuration();
+
+	return cfg ? cfg->services : SERVICES_BY_ADDRESS;
+}
+
 static __always_inline struct ep *endpoint_of(__u32 ifindex)
 {
 	__u32 index = ifindex & 0xffff;

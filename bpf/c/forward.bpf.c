@@ -107,7 +107,7 @@ static __noinline int judge_front(const struct nf_conntrack_tuple *asked, const 
 	key.remote = p.service = tuple_addr(asked, asked->dst);
 	key.lport = p.key.lport = asked->sport;
 	key.rport = p.sport = asked->dport;
-	if (!translated && !is_vip(&key.remote, key.rport, p.proto))
+	if (!translated && !is_frontend(&key.remote, key.rport, p.proto))
 		return NF_ACCEPT;
 	key.if_proto = p.key.if_proto = e->ifindex << 8 | p.proto;
 	p.key.remote = tuple_addr(answer, answer->src);
@@ -222,11 +222,10 @@ int forward(struct bpf_nf_ctx *ctx)
 {
 	unsigned long nfct = ctx->skb->_nfct;
 	struct nf_conn *known = (struct nf_conn *)(nfct & ~7UL);
-	struct config *cfg = configuration();
 	__u32 info = nfct & 7;
 
 	if (!known || info == IP_CT_UNTRACKED)
-		return cfg && cfg->services ? judge_untracked(ctx->skb) : NF_ACCEPT;
+		return services() == SERVICES_TRANSLATED ? judge_untracked(ctx->skb) : NF_ACCEPT;
 	if (info != IP_CT_ESTABLISHED && info != IP_CT_NEW && info != IP_CT_REPLY)
 		return NF_ACCEPT;
 	return judge_tracked(known, info);

@@ -73,23 +73,32 @@ static __always_inline __u32 tuple_of(struct bpf_sock_tuple *t, const struct add
 	return sizeof(t->ipv6);
 }
 
+/* The host's entry for a connection between the pod and its remote; to be released. `opts->dir` says whether it is the
+ * pod's own. */
+static __always_inline struct nf_conn *host_entry(struct __sk_buff *ctx, const struct packet *p,
+						  struct bpf_ct_opts *opts)
+{
+	struct bpf_sock_tuple t = {};
+
+	opts->netns_id = BPF_F_CURRENT_NETNS;
+	opts->l4proto = p->proto;
+	if (!bpf_ksym_exists(bpf_skb_ct_lookup) || !bpf_ksym_exists(bpf_ct_release))
+		return NULL;
+	if (tuple_of(&t, &p->key.local, &p->key.remote, p->key.lport, p->key.rport) == sizeof(t.ipv4))
+		return bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv4), opts, sizeof(*opts));
+	return bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv6), opts, sizeof(*opts));
+}
+
 /* The host's conntrack. Only an entry that has seen a reply is a witness: a denied packet makes one too. */
 __noinline int ask_conntrack(struct __sk_buff *ctx, struct packet *p)
 {
 	if (!p)
 		return NOBODY;
 
-	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = p->proto };
-	struct bpf_sock_tuple t = {};
-	struct nf_conn *found;
+	struct bpf_ct_opts opts = {};
+	struct nf_conn *found = host_entry(ctx, p, &opts);
 	int answer = NOBODY;
 
-	if (!bpf_ksym_exists(bpf_skb_ct_lookup) || !bpf_ksym_exists(bpf_ct_release))
-		return NOBODY;
-	if (tuple_of(&t, &p->key.local, &p->key.remote, p->key.lport, p->key.rport) == sizeof(t.ipv4))
-		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv4), &opts, sizeof(opts));
-	else
-		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv6), &opts, sizeof(opts));
 	if (!found)
 		return NOBODY;
 	if (found->status & IPS_SEEN_REPLY)
@@ -104,24 +113,38 @@ __noinline int is_hairpin(struct __sk_buff *ctx, struct packet *p)
 	if (!p)
 		return false;
 
-	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = p->proto };
+	struct bpf_ct_opts opts = {};
 	struct nf_conntrack_tuple original = {};
-	struct bpf_sock_tuple t = {};
+	struct nf_conn *found = host_entry(ctx, p, &opts);
 	struct addr caller;
-	struct nf_conn *found;
 
-	if (!bpf_ksym_exists(bpf_skb_ct_lookup) || !bpf_ksym_exists(bpf_ct_release))
-		return false;
-	if (tuple_of(&t, &p->key.local, &p->key.remote, p->key.lport, p->key.rport) == sizeof(t.ipv4))
-		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv4), &opts, sizeof(opts));
-	else
-		found = bpf_skb_ct_lookup(ctx, &t, sizeof(t.ipv6), &opts, sizeof(opts));
 	if (!found)
 		return false;
 	bpf_core_read(&original, sizeof(original), &found->tuplehash[0].tuple);
 	bpf_ct_release(found);
 	caller = tuple_addr(&original, original.src);
 	return opts.dir != IP_CT_DIR_ORIGINAL && same(&caller, &p->key.local);
+}
+
+/* The backend of the pod's call to a frontend, as the host has translated it. */
+__noinline int translated_to(struct __sk_buff *ctx, struct packet *p, struct front *to)
+{
+	if (!p || !to)
+		return false;
+
+	struct bpf_ct_opts opts = {};
+	struct nf_conntrack_tuple answer = {};
+	struct nf_conn *found = host_entry(ctx, p, &opts);
+	bool is;
+
+	if (!found)
+		return false;
+	is = opts.dir == IP_CT_DIR_ORIGINAL && (found->status & IPS_DST_NAT);
+	bpf_core_read(&answer, sizeof(answer), &found->tuplehash[1].tuple);
+	bpf_ct_release(found);
+	to->backend = tuple_addr(&answer, answer.src);
+	to->port = answer.sport;
+	return is;
 }
 
 /* The state of the pod's socket for a packet from `remote`:`rport`; 0: none. */

@@ -172,7 +172,7 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 	}
 	/* What answers a caller is judged with his call, also where the caller hides behind the node's address. */
 	mine = known && !(v->flags & CT_HOST) && v->opener == INGRESS && !p->opening;
-	if (dir == EGRESS && !mine && host_kind(&p->key.remote) == HOST_THIS)
+	if (dir == EGRESS && !mine && host_kind(&p->key.remote) == HOST_THIS && !is_judged_frontend(p))
 		return pass_host(e, p, known ? v : NULL, dir);
 	if (is_unknown(e))
 		return drop(e->slot, dir, DROP_UNKNOWN_POD);
@@ -183,6 +183,12 @@ __noinline int slow(struct __sk_buff *ctx, struct ep *e, struct packet *p, struc
 
 	if (known && dir == INGRESS && (v->flags & CT_FRONT) && !p->opening)
 		return judge_reply(e, p, v);
+	if (dir == INGRESS && !p->opening && !(known && v->opener == INGRESS) && may_answer_call(p)) {
+		struct front to = {};
+
+		if (translated_to(ctx, p, &to))
+			return adopt_call(e, p, known ? v : NULL, &to);
+	}
 	/* A HOST entry that a packet from the pod meets for another address is of no use here. */
 	known = known && !(v->flags & CT_HOST);
 	if (known && !p->opening) {

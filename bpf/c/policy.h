@@ -82,6 +82,19 @@ static __always_inline __u32 act_of(__u32 set, __u32 atom, __u32 port)
 	return 0;
 }
 
+/* What a packet's remote is to the rules. A NodePort is not judged by the node's address that it is called at, where
+ * calls are judged by frontend. */
+static __always_inline __u32 remote_atom(const struct packet *p, __u32 opener)
+{
+	const struct addr *remote = &p->key.remote;
+	struct addr every = {};
+
+	if (opener == EGRESS && services() == SERVICES_BY_FRONTEND && !is_vip(remote, p->key.rport, p->proto) &&
+	    is_node_port(remote, p->key.rport, p->proto))
+		remote = &every;
+	return atom_of(remote);
+}
+
 /* Judges a packet by its opener's own rules: the word that counted and the act, or 0 if nothing says one. */
 __noinline __u32 judge(struct ep *e, struct packet *p, __u32 opener)
 {
@@ -100,7 +113,7 @@ __noinline __u32 judge(struct ep *e, struct packet *p, __u32 opener)
 	}
 	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
 		port = 0;
-	p->act = act_of(set, atom_of(&p->key.remote), (__u32)p->proto << 16 | bpf_ntohs(port));
+	p->act = act_of(set, remote_atom(p, opener), (__u32)p->proto << 16 | bpf_ntohs(port));
 	return p->act;
 }
 

@@ -10,32 +10,37 @@
 #include "fragment.h"
 #include "policy.h"
 
-static __always_inline bool is_vip(const struct addr *address, __be16 port, __u8 proto)
+static __always_inline bool is_frontend(const struct addr *address, __be16 port, __u8 proto)
 {
-	struct vipk key = { .addr = *address, .port = port, .proto = proto };
+	return is_vip(address, port, proto) || is_node_port(address, port, proto);
+}
 
-	if (bpf_map_lookup_elem(&vip, &key))
-		return true;
-	if (host_kind(address) != HOST_THIS)
-		return false;
-	__builtin_memset(&key.addr, 0, sizeof(key.addr));
-	return bpf_map_lookup_elem(&vip, &key);
+/* Whether a packet from a pod is for a frontend and judged by it, also where the node itself has the address. */
+static __always_inline bool is_judged_frontend(const struct packet *p)
+{
+	return services() == SERVICES_BY_FRONTEND && p->kind == KIND_FLOW &&
+	       is_frontend(&p->key.remote, p->key.rport, p->proto);
+}
+
+/* Whether a packet to a pod may be an answer to a call that is judged after translation. */
+static __always_inline bool may_answer_call(const struct packet *p)
+{
+	return services() == SERVICES_TRANSLATED && p->kind == KIND_FLOW &&
+	       is_frontend(&p->key.remote, p->key.rport, p->proto);
 }
 
 /* Whether a packet from a pod is judged after translation. A connection that was goes on being so, also if its
  * Service is deleted. */
 static __always_inline bool is_deferred(const struct packet *p, const struct ctv *v)
 {
-	struct config *cfg = configuration();
-
 	/* `forward` reads no further than this. Behind other headers a frontend is an address like any other. */
 	if (!is_v4(&p->key.remote) && p->l4 != ETH_HLEN + sizeof(struct ipv6hdr) + (p->fragment ? 8 : 0))
 		return false;
-	if (!cfg || !cfg->services || p->kind != KIND_FLOW)
+	if (services() != SERVICES_TRANSLATED || p->kind != KIND_FLOW)
 		return false;
 	return (v && (v->flags & CT_FRONT)) ||
 	       ((p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP || p->proto == IPPROTO_SCTP) &&
-		is_vip(&p->key.remote, p->key.rport, p->proto));
+		is_frontend(&p->key.remote, p->key.rport, p->proto));
 }
 
 /* From the pod, to a frontend: passes, to be judged by `forward`. Where nothing isolates, replies may pass at once. */
@@ -67,6 +72,53 @@ __noinline int defer(struct ep *e, struct packet *p, struct ctv *v)
 	return NEXT;
 }
 
+/* The packet as it is judged: of the backend, with the frontend beside it. */
+static __always_inline void reveal(struct packet *p, const struct front *to)
+{
+	p->has_service = true;
+	p->service = p->key.remote;
+	p->sport = p->key.rport;
+	p->key.remote = to->backend;
+	p->key.rport = to->port;
+}
+
+/* To the pod, from a frontend, of a call that has no entry as such: it was there before the frontend was known, or
+ * the pod isolated. Its backend is asked of the host, since the pod may have nothing to say for long. */
+__noinline int adopt_call(struct ep *e, struct packet *p, struct ctv *v, struct front *to)
+{
+	if (!e || !p || !to)
+		return DROP;
+
+	struct counters *c = counters_of(e->slot, EGRESS);
+	struct ctk key = p->key;
+	struct ctv fresh = { .seen = jiffies(), .opener = EGRESS, .state = first_state(p),
+			     .flags = CT_FRONT | CT_ADOPTED, .mark = mark_of(&key) };
+
+	reveal(p, to);
+	judge(e, p, EGRESS);
+	if (same(&to->backend, &key.local))
+		p->act = ACT_ALLOW; /* to itself */
+	if (!p->act)
+		return drop(e->slot, EGRESS, DROP_NO_ROW);
+	if (!(p->act & ACT_ALLOW)) {
+		if (c && v)
+			c->cut++;
+		else if (c)
+			c->denied++;
+		return fold(e, p, EGRESS, v ? EVENT_CUT : EVENT_DENY);
+	}
+	fresh.word = p->word;
+	fresh.act = p->act;
+	p->key = key;
+	bpf_map_update_elem(&front, &key, to, BPF_ANY);
+	bpf_map_update_elem(&ct, &key, &fresh, BPF_ANY);
+	if (c && !v)
+		c->adopted++;
+	if (p->fragment == FIRST)
+		remember_first(p, INGRESS, EGRESS);
+	return NEXT;
+}
+
 /* To the pod, from a frontend, under rules that have changed or before there was a judgement. */
 __noinline int judge_reply(struct ep *e, struct packet *p, struct ctv *v)
 {
@@ -80,11 +132,7 @@ __noinline int judge_reply(struct ep *e, struct packet *p, struct ctv *v)
 
 	if (was == WORD_UNSTAMPED || !to)
 		return drop(e->slot, INGRESS, DROP_DEFERRED);
-	p->has_service = true;
-	p->service = p->key.remote;
-	p->sport = p->key.rport;
-	p->key.remote = to->backend;
-	p->key.rport = to->port;
+	reveal(p, to);
 	if (judge(e, p, EGRESS) & ACT_ALLOW) {
 		if (__sync_val_compare_and_swap(&v->word, was, p->word) == was && !v->owed)
 			v->act = p->act;

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use crate::{
-    Act, Attached, Block, Bound, Connection, Counters, DataPath, Denial, Direction, Endpoint, HostAddress,
-    MapError, Word,
+    Act, Attached, Block, Bound, Connection, Counters, DataPath, Denial, Direction, Endpoint, Frontend,
+    HostAddress, MapError, Services, Word,
 };
 
 /// What the kernel holds.
@@ -24,6 +24,8 @@ pub struct Dump {
     pub blocks: Vec<(Block, u32)>,
     /// Nodes' addresses.
     pub hosts: Vec<(IpAddr, HostAddress)>,
+    /// How calls to Services are judged, and where they are called.
+    pub services: (Services, Vec<Frontend>),
     /// Rows by set and atom.
     pub rows: Vec<RowDump>,
     /// Connections.
@@ -122,6 +124,7 @@ impl DataPath {
             addresses: self.ip_atoms()?,
             blocks: self.cidr_atoms()?,
             hosts: self.host_addresses()?,
+            services: (self.services()?, self.frontends()),
             rows,
             connections: connections.collect::<Result<_, _>>()?,
             denials: self.denials(),

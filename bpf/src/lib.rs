@@ -39,7 +39,7 @@ pub use endpoint::{Endpoint, Flags};
 pub use events::{Event, EventKind, Events};
 pub use load::{DataPath, LoadError, Options, Settings, Shape};
 pub use policy::{Block, Bound, HostAddress};
-pub use services::Frontend;
+pub use services::{Frontend, Services};
 pub use tables::MapError;
 pub use trial::{Fate, Trial};
 

@@ -20,6 +20,21 @@ pub struct Frontend {
     pub port: u16,
 }
 
+/// How a pod's calls to frontends are judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Services {
+    /// Like calls to any address.
+    #[default]
+    ByAddress,
+    /// By their backend: they pass the pod's interface, and are judged at the forward hook. Only with
+    /// [`DataPath::attach_forward`], and where kube-proxy translates by nftables or iptables.
+    Translated,
+    /// By what the rules say of the frontend's own address, be it one of the node's, too; of NodePorts, by what they
+    /// say of `::`.
+    ByFrontend,
+}
+
 impl From<Frontend> for abi::vipk {
     fn from(frontend: Frontend) -> Self {
         let Frontend { address, protocol, port } = frontend;
@@ -35,7 +50,7 @@ const FAMILIES: [(&str, i32); 2] = [("4", NFPROTO_IPV4), ("6", NFPROTO_IPV6)];
 const PRIORITIES: [(&str, i32); 2] = [("a", 100), ("b", 101)];
 
 impl DataPath {
-    /// Adds a frontend. With [`DataPath::defer_services`] a pod's packets to it are judged by their backend.
+    /// Adds a frontend. How calls to it are judged, [`DataPath::judge_services`] says.
     ///
     /// # Errors
     ///
@@ -96,32 +111,33 @@ impl DataPath {
         Ok(())
     }
 
-    /// Detaches it, and defers no more.
-    ///
-    /// # Errors
-    ///
-    /// [`LoadError`] if a pin cannot be removed.
-    pub fn detach_forward(&self) -> Result<(), LoadError> {
-        self.defer_services(false)?;
-        for (family, _) in FAMILIES {
-            for (name, _) in PRIORITIES {
-                self.remove_forward(family, name)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a pod's packets to a frontend pass its interface, to be judged after translation. Off, they are
-    /// judged there by the frontend's address, like any other. Only with the program at the forward hook, and where
-    /// kube-proxy translates by nftables or iptables.
+    /// Says how calls to frontends are judged. Connections that were judged otherwise go on until their word changes.
     ///
     /// # Errors
     ///
     /// [`MapError`] if the kernel refuses.
-    pub fn defer_services(&self, defer: bool) -> Result<(), MapError> {
+    pub fn judge_services(&self, how: Services) -> Result<(), MapError> {
         let mut config = self.tables.config.get(&0)?.unwrap_or_default();
-        config.services = defer.into();
+        config.services = match how {
+            Services::ByAddress => abi::SERVICES_BY_ADDRESS,
+            Services::Translated => abi::SERVICES_TRANSLATED,
+            Services::ByFrontend => abi::SERVICES_BY_FRONTEND,
+        };
         self.tables.config.put(&0, &config)
+    }
+
+    /// How calls to frontends are judged.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if the kernel refuses.
+    pub fn services(&self) -> Result<Services, MapError> {
+        let config = self.tables.config.get(&0)?.unwrap_or_default();
+        Ok(match config.services {
+            abi::SERVICES_TRANSLATED => Services::Translated,
+            abi::SERVICES_BY_FRONTEND => Services::ByFrontend,
+            _ => Services::ByAddress,
+        })
     }
 
     fn forward_pin(&self, family: &str, name: &str) -> PathBuf {

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use durward_bpf::{EventKind, Fate, Frontend, Reason};
+use durward_bpf::{EventKind, Fate, Frontend, HostAddress, Reason, Services};
 use lab::eventually;
 use lab::frame::*;
 use lab::pod::*;
@@ -54,7 +54,7 @@ fn start(lab: &lab::Lab) -> (Wires, Pod) {
         }
     }
     assert_eq!(pod.path.frontends().len(), 4);
-    pod.path.defer_services(true).unwrap();
+    pod.path.judge_services(Services::Translated).unwrap();
     (wires, pod)
 }
 
@@ -151,6 +151,38 @@ fn a_call_is_judged_by_its_backend() {
 }
 
 #[test]
+fn a_call_that_nobody_knows_of_is_judged_by_its_backend_also_if_the_backend_speaks_next() {
+    lab::run(|lab| {
+        let (wires, pod) = start(lab);
+        for f in families() {
+            let (friend, rogue) = (listen(&wires.friend, f.friend), listen(&wires.rogue, f.rogue));
+            pod.judge_by(Egress, 0);
+            translate(f, f.friend);
+            let (mut client, mut server) = call(&wires, f, &friend);
+            translate(f, f.rogue);
+            let (denied, mut stranger) = call(&wires, f, &rogue);
+            // As when the pod is isolated for the first time, or entries were evicted.
+            pod.forget();
+            let before = pod.counters(Egress);
+            pod.judge_by(Egress, OUT_SET);
+            let mut byte = [0];
+            server.write_all(b"x").unwrap();
+            client.read_exact(&mut byte).unwrap();
+            assert_eq!(pod.counters(Egress).adopted, before.adopted + 1);
+            stranger.write_all(b"x").unwrap();
+            eventually("it is denied", || (pod.counters(Egress).denied > before.denied).then_some(()));
+            let denials = pod.path.denials();
+            let told =
+                denials.iter().find(|denial| denial.remote == (f.rogue, PORT).into()).expect("it is told");
+            assert_eq!((told.service, told.direction), (Some((vip(f), VIP_PORT).into()), Egress));
+            denied.set_nonblocking(true).unwrap();
+            assert_eq!((&denied).read(&mut byte).unwrap_err().kind(), ErrorKind::WouldBlock);
+            talk(&mut (client, server));
+        }
+    });
+}
+
+#[test]
 fn udp_calls_are_judged_by_their_backend() {
     lab::run(|lab| {
         let (wires, pod) = start(lab);
@@ -231,9 +263,9 @@ fn replies_wait_for_the_judgement_and_nothing_else_passes_the_interface() {
             pod.assert_dropped(Ingress, &reply, Reason::Deferred);
             // Another port of the address is no frontend; nor is any once nothing is deferred.
             assert_eq!(pod.tcp(Egress, f, vip(f), 5000, 81, SYN), Fate::Dropped);
-            pod.path.defer_services(false).unwrap();
+            pod.path.judge_services(Services::ByAddress).unwrap();
             assert_eq!(pod.tcp(Egress, f, vip(f), 5001, VIP_PORT, SYN), Fate::Dropped);
-            pod.path.defer_services(true).unwrap();
+            pod.path.judge_services(Services::Translated).unwrap();
             // A NodePort is on every address of the node, and judged like any frontend, unlike the node itself.
             pod.path.set_frontend(Frontend { address: None, protocol: TCP, port: 30000 }).unwrap();
             assert_eq!(pod.tcp(Egress, f, f.node, 5002, 30000, SYN), Fate::Passed);
@@ -245,6 +277,39 @@ fn replies_wait_for_the_judgement_and_nothing_else_passes_the_interface() {
             assert_eq!(packet(Egress, SYN), Fate::Passed);
             assert_eq!(packet(Ingress, SYN_ACK), Fate::Passed);
             pod.judge_by(Egress, OUT_SET);
+        }
+    });
+}
+
+#[test]
+fn without_the_forward_hook_a_frontend_is_judged_by_its_own_atom_also_where_the_node_has_its_address() {
+    lab::run(|lab| {
+        let pod = Pod::new(lab);
+        pod.path.judge_services(Services::ByFrontend).unwrap();
+        for f in families() {
+            let node_port = Frontend { address: None, protocol: TCP, port: 30000 };
+            pod.path.set_frontend(node_port).unwrap();
+            pod.path.set_frontend(frontend(f, TCP)).unwrap();
+            // Each call from a port of its own: none is judged by what was said of the one before.
+            let from = std::cell::Cell::new(5000);
+            let call_at = |remote, port| {
+                from.set(from.get() + 1);
+                pod.tcp(Egress, f, remote, from.get(), port, SYN)
+            };
+            let (node, call) = (|port| call_at(f.node, port), || call_at(vip(f), VIP_PORT));
+            assert_eq!((node(30000), node(30001), call()), (Fate::Dropped, Fate::Passed, Fate::Dropped));
+            // In IPVS mode, the node has the frontends' addresses.
+            pod.path.set_host_address(vip(f), HostAddress::This).unwrap();
+            assert_eq!(call(), Fate::Dropped);
+            pod.path.set_ip_atom(vip(f), FRIEND).unwrap();
+            pod.path.set_row(OUT_SET, FRIEND, &all(allow(1))).unwrap();
+            pod.path.set_ip_atom("::".parse().unwrap(), FRIEND).unwrap();
+            assert_eq!((node(30000), call()), (Fate::Passed, Fate::Passed));
+            // Of NodePorts the rules speak by `::` alone, not by the node's address.
+            pod.path.remove_ip_atom("::".parse().unwrap()).unwrap();
+            pod.path.set_ip_atom(f.node, FRIEND).unwrap();
+            assert_eq!(node(30000), Fate::Dropped);
+            pod.path.remove_ip_atom(f.node).unwrap();
         }
     });
 }

@@ -1,7 +1,7 @@
 //! The controller: watches the cluster's objects and tells every node its rules.
 //!
 //! ```text
-//! API server → watch → translate, policy → task (owns the engine) → mailbox → stream → enforcers
+//! API server → watch → translate, policy, service → task (owns the engine) → mailbox → stream → enforcers
 //!                      keeper, logging   ⇄
 //! ```
 //!
@@ -9,8 +9,10 @@
 //! its mailbox what it has not been told. `main.rs` only starts [`run`].
 
 mod event;
+mod files;
 mod health;
 mod identity;
+mod initial;
 mod keeper;
 mod logging;
 mod mailbox;
@@ -19,6 +21,7 @@ mod outlet;
 mod policy;
 mod run;
 mod serve;
+mod service;
 mod stream;
 mod task;
 mod translate;
@@ -27,4 +30,5 @@ mod watch;
 pub mod config;
 
 pub use config::Config;
+pub use files::raise_open_files;
 pub use run::{Listeners, RunError, run};

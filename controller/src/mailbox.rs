@@ -3,10 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use durward_proto::{NodeView, Patch, PatchError};
+use durward_engine::Detail;
+use durward_proto::{NodeView, Patch};
 use tokio::sync::watch;
 
-use crate::outlet::{Opening, Outlet};
+use crate::outlet::{Lost, Opening, Outlet};
 
 /// Why a stream ends that the node did not end itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,6 +15,9 @@ pub(crate) enum End {
     /// The node opened another one.
     #[error("a newer stream of this node took over")]
     Replaced,
+    /// More changes came than were taken.
+    #[error("this node is too far behind: subscribe again, for the whole view")]
+    Behind,
     /// The controller forgot the node's view, or stops.
     #[error("the controller has closed this view: subscribe again")]
     Closed,
@@ -22,6 +26,7 @@ pub(crate) enum End {
 /// One node's outlet, shared with the stream that is open.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
+    detail: Detail,
     inner: Mutex<Inner>,
     bell: watch::Sender<()>,
 }
@@ -35,10 +40,15 @@ struct Inner {
 }
 
 impl Mailbox {
-    /// The mailbox of a node whose view is `view`, which is version `first`.
-    pub(crate) fn new(view: NodeView, first: u64) -> Self {
-        let inner = Inner { outlet: Outlet::new(view, first), stream: None, closed: false };
-        Self { inner: Mutex::new(inner), bell: watch::Sender::new(()) }
+    /// The mailbox of a node whose view is version `first`.
+    pub(crate) fn new(first: u64, detail: Detail) -> Self {
+        let inner = Inner { outlet: Outlet::new(first), stream: None, closed: false };
+        Self { detail, inner: Mutex::new(inner), bell: watch::Sender::new(()) }
+    }
+
+    /// How much of Services the view tells.
+    pub(crate) fn detail(&self) -> Detail {
+        self.detail
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -47,17 +57,17 @@ impl Mailbox {
     }
 
     /// The view changes. See [`Outlet::push`].
-    pub(crate) fn push(&self, patch: Patch, heard: Instant) -> Result<(), PatchError> {
-        self.inner().outlet.push(patch, heard)?;
+    pub(crate) fn push(&self, patch: Patch, heard: Instant) -> Result<(), Lost> {
+        let pushed = self.inner().outlet.push(patch, heard);
         self.bell.send_replace(());
-        Ok(())
+        pushed
     }
 
-    /// A stream begins, and replaces the one before it.
-    pub(crate) fn open(&self, stream: u64, has: Option<u64>) -> Opening {
+    /// A stream begins, and replaces the one before it. See [`Outlet::open`].
+    pub(crate) fn open(&self, stream: u64, has: Option<u64>, whole: impl FnOnce() -> NodeView) -> Opening {
         let mut inner = self.inner();
         inner.stream = Some(stream);
-        let opening = inner.outlet.open(has);
+        let opening = inner.outlet.open(has, whole);
         self.bell.send_replace(());
         opening
     }
@@ -70,6 +80,9 @@ impl Mailbox {
         }
         if inner.stream != Some(stream) {
             return Err(End::Replaced);
+        }
+        if inner.outlet.is_lost() {
+            return Err(End::Behind);
         }
         Ok(inner.outlet.take())
     }

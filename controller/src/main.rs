@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use durward_controller::{Config, Listeners, run};
+use durward_controller::{Config, Listeners, raise_open_files, run};
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
@@ -30,6 +30,7 @@ async fn main() -> ExitCode {
 
 async fn start(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    raise_open_files()?;
     let client = Client::try_default().await?;
     let listeners = Listeners::bind(&config).await?;
     let (grpc, metrics) = listeners.addresses()?;

@@ -27,11 +27,15 @@ pub(crate) enum Kind {
     ReplicaSet,
     /// Jobs, for the workloads' names.
     Job,
+    /// Services.
+    Service,
+    /// EndpointSlices: listed once the first node asks for backends.
+    EndpointSlice,
 }
 
 impl Kind {
-    /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
+    /// Those that must be listed before any node is told anything.
+    pub(crate) const NEEDED: [Self; 8] = [
         Self::Pod,
         Self::Namespace,
         Self::NetworkPolicy,
@@ -39,6 +43,7 @@ impl Kind {
         Self::Node,
         Self::ReplicaSet,
         Self::Job,
+        Self::Service,
     ];
 }
 
@@ -100,6 +105,8 @@ pub(crate) struct Metrics {
     pub(crate) view_versions: Counter,
     /// Messages to nodes.
     pub(crate) sent: Family<OfSent, Counter>,
+    /// Nodes that took so little that their changes were dropped for the whole view.
+    pub(crate) nodes_behind: Counter,
     /// Streams that were ended because the change was too large for one message.
     pub(crate) changes_too_large: Counter,
     /// From a change's arrival here until a node has it in its kernel.
@@ -124,6 +131,7 @@ impl Default for Metrics {
             nodes_connected: Gauge::default(),
             view_versions: Counter::default(),
             sent: Family::default(),
+            nodes_behind: Counter::default(),
             changes_too_large: Counter::default(),
             propagation: Histogram::new([
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -155,6 +163,7 @@ impl Metrics {
             nodes_connected,
             view_versions,
             sent,
+            nodes_behind,
             changes_too_large,
             propagation,
             events_lost,
@@ -173,6 +182,11 @@ impl Metrics {
         registry.register("nodes_connected", "Nodes with a stream", nodes_connected.clone());
         registry.register("view_versions", "Versions of nodes' views", view_versions.clone());
         registry.register("sent", "Messages to nodes", sent.clone());
+        registry.register(
+            "nodes_behind",
+            "Times that a node took so little that its changes were dropped: it asks for the whole view",
+            nodes_behind.clone(),
+        );
         registry.register(
             "changes_too_large",
             "Streams ended because a change was too large for one message: the node asks for the whole view",

@@ -22,10 +22,12 @@ use tracing::info;
 use crate::config::Config;
 use crate::event::{self, Notices};
 use crate::health::{self, Health};
+use crate::initial;
 use crate::keeper::Keeper;
 use crate::logging::Progress;
 use crate::metrics::{Kind, Metrics};
 use crate::serve::{self, Service};
+use crate::service;
 use crate::task::{Change, Task};
 use crate::translate;
 use crate::watch::{Surroundings, Translation, Watch};
@@ -119,20 +121,23 @@ pub async fn run(
     let (changes, changed) = mpsc::channel(MAX_CHANGES_WAITING);
     let (asks, asked) = mpsc::channel(MAX_ASKS_WAITING);
     let (progress, progressed) = latest::channel(Progress::default());
+    let (backends, wanted) = latest::channel(false);
     let (stopping, stopped) = latest::channel(false);
     let stopped = || {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|&stopped| stopped).await) }
     };
 
+    let client = initial::newest(client);
     let around =
         Surroundings { changes, notices: notices.clone(), health: health.clone(), metrics: metrics.clone() };
     let mut watches = JoinSet::new();
     watch_all(&client, &around, &mut watches);
+    watch_slices(&client, &around, wanted, &mut watches);
     watches.spawn(Keeper::new(client.clone(), around, progressed).run());
     watches.spawn(event::write(client, written, metrics.clone()));
 
-    let task = Task::new(progress, notices, health.clone(), metrics.clone());
+    let task = Task::new(progress, backends, notices, health.clone(), metrics.clone());
     let task = tokio::spawn(task.run(changed, asked, stopped()));
     let service = Service { asks, epoch: epoch(), metrics };
     let mut grpc = tokio::spawn(serve::serve(service, listeners.grpc, stopped()));
@@ -177,13 +182,13 @@ fn epoch() -> u64 {
 
 fn watch_all(client: &Client, around: &Surroundings, watches: &mut JoinSet<()>) {
     let policies = Api::all_with(client.clone(), &ApiResource::erase::<NetworkPolicy>(&()));
-    let pods = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
-    let pods = Api::all_with(client.clone(), &pods);
-    watch(watches, around, Kind::Pod, pods, translate::put_pod, translate::pod_gone);
+    watch(watches, around, Kind::Pod, Api::all(client.clone()), translate::put_pod, translate::pod_gone);
     watch(watches, around, Kind::NetworkPolicy, policies, translate::put_policy, translate::policy_gone);
     let namespaces = Api::all(client.clone());
     watch(watches, around, Kind::Namespace, namespaces, translate::put_namespace, translate::namespace_gone);
     watch(watches, around, Kind::Node, Api::all(client.clone()), translate::put_node, translate::node_gone);
+    let services = Api::all(client.clone());
+    watch(watches, around, Kind::Service, services, service::put_service, service::service_gone);
     let sets = Api::all(client.clone());
     watch(
         watches,
@@ -202,6 +207,22 @@ fn watch_all(client: &Client, around: &Surroundings, watches: &mut JoinSet<()>) 
         |job| translate::put_owned::<Job>("Job", job),
         |key| translate::owned_gone("Job", key),
     );
+}
+
+/// EndpointSlices change with every pod that becomes ready: they are watched once a node asks for what they say.
+fn watch_slices(
+    client: &Client,
+    around: &Surroundings,
+    mut wanted: latest::Receiver<bool>,
+    watches: &mut JoinSet<()>,
+) {
+    let (api, around) = (Api::all(client.clone()), around.clone());
+    let (put, gone) = (service::put_slice, service::slice_gone);
+    watches.spawn(async move {
+        if wanted.wait_for(|&wanted| wanted).await.is_ok() {
+            Watch { kind: Kind::EndpointSlice, api, put, gone }.run(around, SLOWEST_RETRY).await;
+        }
+    });
 }
 
 fn watch<K>(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use durward_engine::Detail;
 use durward_proto::wire::{from_node, to_node};
 use durward_proto::{encode, wire};
 use futures::Stream;
@@ -107,18 +108,20 @@ impl NodeStream {
     async fn greet(&self, mut inbound: Streaming<wire::FromNode>) -> Result<Box<Talk>, Status> {
         let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("FromNode.hello: none came in time"))??;
-        let wire::Hello { node, has } = hello(first)?;
+        let wire::Hello { node, has, backends } = hello(first)?;
+        let detail = if backends { Detail::Backends } else { Detail::Frontends };
         let node: Arc<str> = node.into();
         let has = has.filter(|version| version.epoch == self.epoch).map(|version| version.number);
         let (reply, answer) = oneshot::channel();
-        let ask = Ask::Subscribe { node: node.clone(), has, reply };
+        let ask = Ask::Subscribe { node: node.clone(), has, detail, reply };
         self.asks.send(ask).await.map_err(|_| stopping())?;
         let Subscription { mailbox, stream, opening } =
             answer.await.map_err(|_| Status::from(End::Replaced))??;
         info!(node = &*node, has, "a node's stream begins");
-        let leave = Leave { mailbox: mailbox.clone(), stream, node: node.clone() };
+        let leave = Leave { mailbox: mailbox.clone(), stream, node };
         let (last, heard_last) = oneshot::channel();
-        let listener = Listener { asks: self.asks.clone(), node, stream, epoch: self.epoch };
+        let metrics = self.metrics.clone();
+        let listener = Listener { mailbox: mailbox.clone(), metrics, stream, epoch: self.epoch };
         let mut listening = JoinSet::new();
         listening.spawn(async move {
             // If nobody hears the reason, the stream has ended already.
@@ -184,7 +187,7 @@ impl Talk {
 impl From<End> for Status {
     fn from(end: End) -> Self {
         match end {
-            End::Replaced => Self::aborted(end.to_string()),
+            End::Replaced | End::Behind => Self::aborted(end.to_string()),
             End::Closed => Self::unavailable(end.to_string()),
         }
     }
@@ -211,8 +214,8 @@ fn unknown_message() -> Status {
 
 /// Listens to the node's half of the stream.
 struct Listener {
-    asks: mpsc::Sender<Ask>,
-    node: Arc<str>,
+    mailbox: Arc<Mailbox>,
+    metrics: Arc<Metrics>,
     stream: u64,
     epoch: u64,
 }
@@ -239,9 +242,8 @@ impl Listener {
                 }
                 None => return unknown_message(),
             };
-            let (node, stream, number) = (self.node.clone(), self.stream, version.number);
-            if self.asks.send(Ask::Acknowledge { node, stream, number }).await.is_err() {
-                return stopping();
+            if let Some(heard) = self.mailbox.acknowledge(self.stream, version.number) {
+                self.metrics.propagation.observe(heard.elapsed().as_secs_f64());
             }
         }
     }

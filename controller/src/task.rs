@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use durward_engine::object::{Event, Key, Policy};
-use durward_engine::{Engine, Fault, Limits, Outcome};
+use durward_engine::{Detail, Engine, Fault, Limits, Outcome};
 use durward_proto::{Identity, Logging, NodeReport, Workload};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -24,7 +24,7 @@ use crate::identity::{Identities, PodIdentity};
 use crate::logging::Progress;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Kind, Metrics};
-use crate::outlet::Opening;
+use crate::outlet::{Lost, Opening};
 
 /// How many changes are applied at once at most.
 const MAX_BATCH: usize = 1024;
@@ -52,9 +52,12 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) enum Ask {
     /// A node opens a stream, and has this version.
-    Subscribe { node: Arc<str>, has: Option<u64>, reply: oneshot::Sender<Result<Subscription, UnknownNode>> },
-    /// A node has a version in its kernel.
-    Acknowledge { node: Arc<str>, stream: u64, number: u64 },
+    Subscribe {
+        node: Arc<str>,
+        has: Option<u64>,
+        detail: Detail,
+        reply: oneshot::Sender<Result<Subscription, UnknownNode>>,
+    },
     /// Who has these addresses?
     Identify { addresses: Vec<IpAddr>, reply: oneshot::Sender<Vec<Identity>> },
     /// What a node has to say of itself.
@@ -84,6 +87,7 @@ impl From<UnknownNode> for tonic::Status {
 #[derive(Debug)]
 struct Waiting {
     has: Option<u64>,
+    detail: Detail,
     reply: oneshot::Sender<Result<Subscription, UnknownNode>>,
 }
 
@@ -97,6 +101,9 @@ pub(crate) struct Task {
     streams: u64,
     views: u64,
     unlisted: BTreeSet<Kind>,
+    /// Whether a node has asked for the backends of Services: then their slices are watched.
+    backends: watch::Sender<bool>,
+    slices_listed: bool,
     waiting: HashMap<Arc<str>, Waiting>,
     problems: HashMap<Arc<str>, Vec<String>>,
     /// Of all policies, so that an Event can be found with its policy.
@@ -119,6 +126,7 @@ impl Change {
 impl Task {
     pub(crate) fn new(
         progress: watch::Sender<Progress>,
+        backends: watch::Sender<bool>,
         notices: Notices,
         health: Arc<Health>,
         metrics: Arc<Metrics>,
@@ -130,7 +138,9 @@ impl Task {
             mailboxes: HashMap::new(),
             streams: 0,
             views: 0,
-            unlisted: Kind::ALL.into(),
+            unlisted: Kind::NEEDED.into(),
+            backends,
+            slices_listed: false,
             waiting: HashMap::new(),
             problems: HashMap::new(),
             policy_uids: HashMap::new(),
@@ -203,6 +213,7 @@ impl Task {
         self.publish(outcome, heard);
         if !listed.is_empty() {
             self.unlisted.retain(|kind| !listed.contains(kind));
+            self.slices_listed |= listed.contains(&Kind::EndpointSlice);
             self.synced();
         }
     }
@@ -212,12 +223,13 @@ impl Task {
         for (node, patch) in patches {
             let Some(mailbox) = self.mailboxes.get(&node) else { continue };
             self.metrics.view_versions.inc();
-            if let Err(error) = mailbox.push(patch, heard) {
-                // Cannot be, unless the engine is wrong. The node keeps what it has until it comes back.
-                error!(%error, node = &*node, "a node's view went wrong; it is made anew");
-                mailbox.close();
-                self.mailboxes.remove(&node);
-                self.engine.unsubscribe(&node);
+            // The node keeps what it has until it comes back, and is told the whole view then.
+            match mailbox.push(patch, heard) {
+                Ok(()) => {}
+                Err(Lost::Behind) => {
+                    self.metrics.nodes_behind.inc();
+                }
+                Err(Lost::Patch(error)) => error!(%error, node = &*node, "a node's view went wrong"),
             }
         }
         self.tell(faults);
@@ -252,28 +264,35 @@ impl Task {
         }
         info!(nodes = self.nodes.len(), "in sync");
         self.health.synced();
-        for (node, Waiting { has, reply }) in std::mem::take(&mut self.waiting) {
-            let subscription = self.subscribe(&node, has);
+        let slices_listed = self.slices_listed;
+        let ready: Vec<_> = self
+            .waiting
+            .extract_if(|_, waiting| slices_listed || waiting.detail == Detail::Frontends)
+            .collect();
+        for (node, Waiting { has, detail, reply }) in ready {
+            let subscription = self.subscribe(&node, has, detail);
             // Who does not wait any more comes back.
             let _ = reply.send(subscription);
         }
     }
 
+    /// Whether everything was listed that a node must be told of.
+    fn is_ready(&self, detail: Detail) -> bool {
+        self.unlisted.is_empty() && (detail == Detail::Frontends || self.slices_listed)
+    }
+
     pub(crate) fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Subscribe { node, has, reply } if !self.unlisted.is_empty() => {
-                self.waiting.retain(|_, waiting| !waiting.reply.is_closed());
-                self.waiting.insert(node, Waiting { has, reply });
-            }
-            Ask::Subscribe { node, has, reply } => {
-                let subscription = self.subscribe(&node, has);
-                let _ = reply.send(subscription);
-            }
-            Ask::Acknowledge { node, stream, number } => {
-                let heard = self.mailboxes.get(&node).and_then(|mailbox| mailbox.acknowledge(stream, number));
-                if let Some(heard) = heard {
-                    self.metrics.propagation.observe(heard.elapsed().as_secs_f64());
+            Ask::Subscribe { node, has, detail, reply } if !self.is_ready(detail) => {
+                if detail == Detail::Backends {
+                    self.backends.send_replace(true);
                 }
+                self.waiting.retain(|_, waiting| !waiting.reply.is_closed());
+                self.waiting.insert(node, Waiting { has, detail, reply });
+            }
+            Ask::Subscribe { node, has, detail, reply } => {
+                let subscription = self.subscribe(&node, has, detail);
+                let _ = reply.send(subscription);
             }
             Ask::Identify { addresses, reply } => {
                 let now_ms = now_ms();
@@ -286,23 +305,31 @@ impl Task {
         }
     }
 
-    fn subscribe(&mut self, node: &Arc<str>, has: Option<u64>) -> Result<Subscription, UnknownNode> {
+    fn subscribe(
+        &mut self,
+        node: &Arc<str>,
+        has: Option<u64>,
+        detail: Detail,
+    ) -> Result<Subscription, UnknownNode> {
         if !self.nodes.contains(node) {
             return Err(UnknownNode(node.clone()));
+        }
+        if self.mailboxes.get(node).is_some_and(|mailbox| mailbox.detail() != detail) {
+            self.close(node);
         }
         let mailbox = match self.mailboxes.get(node) {
             Some(mailbox) => mailbox.clone(),
             None => {
                 // A node that was forgotten and comes back must not find an old number with a new content.
                 self.views += 1;
-                let mailbox = Arc::new(Mailbox::new(self.engine.subscribe(node), (self.views << 32) | 1));
+                let mailbox = Arc::new(Mailbox::new((self.views << 32) | 1, detail));
                 self.metrics.view_versions.inc();
                 self.mailboxes.insert(node.clone(), mailbox.clone());
                 mailbox
             }
         };
         self.streams += 1;
-        let opening = mailbox.open(self.streams, has);
+        let opening = mailbox.open(self.streams, has, || self.engine.subscribe_with(node, detail));
         Ok(Subscription { mailbox, stream: self.streams, opening })
     }
 
@@ -310,6 +337,10 @@ impl Task {
     fn forget(&mut self, node: &str) {
         self.nodes.remove(node);
         self.problems.remove(node);
+        self.close(node);
+    }
+
+    fn close(&mut self, node: &str) {
         if let Some(mailbox) = self.mailboxes.remove(node) {
             mailbox.close();
             self.engine.unsubscribe(node);

@@ -2,6 +2,7 @@
 //!
 //! Done once, at the door, so that nothing else of an object is ever kept. Policies: see `policy`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use std::sync::Arc;
 use durward_engine::object::{Event, Key, Labels, NamedPort, Namespace, Pod};
 use durward_proto::{PodUid, Workload};
 use k8s_openapi::api::core::v1;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{DynamicObject, Object};
-use kube::core::PartialObjectMeta;
-use serde::Deserialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use kube::Resource;
+use kube::api::DynamicObject;
+use kube::core::{NamespaceResourceScope, PartialObjectMeta};
+use serde::{Deserialize, Deserializer};
 
 use crate::event::{Notice, Severity, reference};
 use crate::identity::PodIdentity;
@@ -27,7 +29,72 @@ const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
 const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// A pod, with those of its fields that are needed.
-pub(crate) type PodJson = Object<PodSpecJson, PodStatusJson>;
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PodJson {
+    #[serde(deserialize_with = "metadata")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: PodSpecJson,
+    #[serde(default)]
+    status: PodStatusJson,
+}
+
+impl Resource for PodJson {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        v1::Pod::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        v1::Pod::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        v1::Pod::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        v1::Pod::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// Reads what is needed of a pod's metadata: `managedFields` are more than all the rest.
+fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct MetadataJson {
+        namespace: Option<String>,
+        name: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
+        owner_references: Option<Vec<OwnerReference>>,
+        creation_timestamp: Option<Time>,
+    }
+    let read = MetadataJson::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        namespace: read.namespace,
+        name: read.name,
+        uid: read.uid,
+        resource_version: read.resource_version,
+        labels: read.labels,
+        annotations: read.annotations,
+        owner_references: read.owner_references,
+        creation_timestamp: read.creation_timestamp,
+        ..ObjectMeta::default()
+    })
+}
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,12 +160,11 @@ enum PodFault {
 
 /// A pod is so.
 pub(crate) fn put_pod(object: &PodJson) -> Translation {
-    let Object { metadata, spec, status, .. } = object;
-    let key = key(metadata);
-    let (status, mut faults) = (status.clone().unwrap_or_default(), vec![]);
+    let PodJson { metadata, spec, status } = object;
+    let (key, mut faults) = (key(metadata), vec![]);
     let host_network = spec.host_network.unwrap_or_default();
     let completed = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-    let addresses = addresses(&key, &status, &mut faults);
+    let addresses = addresses(&key, status, &mut faults);
     let pod = Pod {
         uid: uid(metadata),
         key: key.clone(),
@@ -329,6 +395,29 @@ mod tests {
             let (completed, identity, _) = read(completed);
             assert!(completed.completed && identity.addresses.is_empty());
         }
+    }
+
+    #[test]
+    fn a_terminating_pod_is_like_any_other() {
+        let mut terminating = pod();
+        terminating["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:00:09Z");
+        terminating["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        assert_eq!(read(terminating), read(pod()));
+    }
+
+    #[test]
+    fn addresses_are_the_list_or_the_single_one_and_mapped_ones_are_ipv4() {
+        let of = |status: Value| {
+            let mut pod = pod();
+            pod["status"] = status;
+            let (pod, ..) = read(pod);
+            pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of(json!({})), [""; 0]);
+        assert_eq!(of(json!({ "podIP": "10.0.0.1" })), ["10.0.0.1"]);
+        let both =
+            json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "fd00::1" }, { "ip": "::ffff:10.0.0.2" }] });
+        assert_eq!(of(both), ["10.0.0.2", "fd00::1"]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use crate::event::{Notice, Notices};
 use crate::health::Health;
+use crate::initial;
 use crate::metrics::{Kind, Metrics, OfKind};
 use crate::task::Change;
 
@@ -72,7 +73,7 @@ where
     let waits = ExponentialBackoff::from(waits.without_max_times());
     let (health, failures) =
         (around.health.clone(), around.metrics.watch_failures.get_or_create_owned(&OfKind { kind }));
-    let events = kube_runtime::watcher(api, config).backoff(ResetTimerBackoff::new(waits, RETRY_RESET));
+    let events = initial::objects(api, config).backoff(ResetTimerBackoff::new(waits, RETRY_RESET));
     Box::pin(events.filter_map(move |event| {
         let event = event
             .inspect_err(|error| {
@@ -86,6 +87,7 @@ where
 }
 
 /// What one watch knows.
+#[derive(Default)]
 struct Known {
     /// The objects that are there.
     objects: HashSet<Key>,
@@ -103,25 +105,12 @@ where
     pub(crate) async fn run(self, around: Surroundings, slowest_retry: Duration) {
         let Self { kind, api, put, gone } = self;
         let mut events = events(kind, api, watcher::Config::default(), slowest_retry, &around);
-        let mut known = Known { objects: HashSet::new(), listing: HashSet::new(), faults: HashMap::new() };
+        let mut known = Known::default();
         let objects = around.metrics.objects.get_or_create_owned(&OfKind { kind });
         let mut listed = false;
         while let Some(event) = events.next().await {
             let is_listing_done = matches!(event, Event::InitDone);
-            let mut changes = match event {
-                Event::Init => {
-                    known.listing.clear();
-                    vec![]
-                }
-                Event::InitApply(object) => {
-                    let key = key(object.meta());
-                    known.listing.insert(key.clone());
-                    known.put(key, put(&object), kind, &around)
-                }
-                Event::Apply(object) => known.put(key(object.meta()), put(&object), kind, &around),
-                Event::Delete(object) => known.remove(&key(object.meta()), gone),
-                Event::InitDone => known.listed(gone),
-            };
+            let mut changes = known.take(event, put, gone, kind, &around);
             if is_listing_done && !listed {
                 listed = true;
                 changes.push(Change::Listed(kind));
@@ -138,6 +127,30 @@ where
 }
 
 impl Known {
+    fn take<K: Resource>(
+        &mut self,
+        event: Event<K>,
+        put: fn(&K) -> Translation,
+        gone: fn(&Key) -> Vec<Change>,
+        kind: Kind,
+        around: &Surroundings,
+    ) -> Vec<Change> {
+        match event {
+            Event::Init => {
+                self.listing.clear();
+                vec![]
+            }
+            Event::InitApply(object) => {
+                let key = key(object.meta());
+                self.listing.insert(key.clone());
+                self.put(key, put(&object), kind, around)
+            }
+            Event::Apply(object) => self.put(key(object.meta()), put(&object), kind, around),
+            Event::Delete(object) => self.remove(&key(object.meta()), gone),
+            Event::InitDone => self.listed(gone),
+        }
+    }
+
     fn put(&mut self, key: Key, translation: Translation, kind: Kind, around: &Surroundings) -> Vec<Change> {
         let Translation { changes, fault } = translation;
         match fault {
@@ -171,4 +184,56 @@ impl Known {
 pub(crate) fn key(meta: &ObjectMeta) -> Key {
     let ObjectMeta { namespace, name, .. } = meta;
     Key::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use durward_engine::object;
+    use k8s_openapi::api::core::v1;
+    use kube::core::{PartialObjectMeta, PartialObjectMetaExt};
+
+    type Namespace = PartialObjectMeta<v1::Namespace>;
+
+    fn namespace(name: &str) -> Namespace {
+        let metadata = ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() };
+        metadata.into_response_partial()
+    }
+
+    /// What the engine hears of an event: the names of namespaces, those that are gone with a minus.
+    fn hear(known: &mut Known, event: Event<Namespace>) -> Vec<String> {
+        let metrics = Arc::new(Metrics::default());
+        let (notices, _queue) = Notices::new(metrics.clone());
+        let around = Surroundings { changes: mpsc::channel(1).0, notices, health: Arc::default(), metrics };
+        let (put, gone) = (crate::translate::put_namespace, crate::translate::namespace_gone);
+        let changes = known.take(event, put, gone, Kind::Namespace, &around);
+        let said = |change| match change {
+            Change::Engine(object::Event::Namespace(namespace)) => namespace.name.to_string(),
+            Change::Engine(object::Event::NamespaceGone(name)) => format!("-{name}"),
+            other => panic!("{other:?}"),
+        };
+        changes.into_iter().map(said).collect()
+    }
+
+    #[test]
+    fn what_a_new_listing_does_not_name_is_gone_when_it_is_complete() {
+        let mut known = Known::default();
+        let begin = |known: &mut Known| {
+            assert_eq!(hear(known, Event::Init), [""; 0]);
+            assert_eq!(hear(known, Event::InitApply(namespace("a"))), ["a"]);
+        };
+        begin(&mut known);
+        assert_eq!(hear(&mut known, Event::InitApply(namespace("b"))), ["b"]);
+        assert_eq!(hear(&mut known, Event::InitDone), [""; 0]);
+        assert_eq!(hear(&mut known, Event::Apply(namespace("c"))), ["c"]);
+        assert_eq!(hear(&mut known, Event::Delete(namespace("b"))), ["-b"]);
+        assert_eq!(hear(&mut known, Event::Apply(namespace("d"))), ["d"]);
+        // A listing that breaks off says nothing of what it would have named.
+        begin(&mut known);
+        begin(&mut known);
+        assert_eq!(hear(&mut known, Event::InitApply(namespace("d"))), ["d"]);
+        assert_eq!(hear(&mut known, Event::InitDone), ["-c"]);
+        begin(&mut known);
+        assert_eq!(hear(&mut known, Event::InitDone), ["-d"]);
+    }
 }

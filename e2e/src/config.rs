@@ -18,6 +18,15 @@ pub enum Cni {
     Bridge,
 }
 
+impl Cni {
+    pub(crate) fn plugin(self) -> &'static str {
+        match self {
+            Self::Ptp => "ptp",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
 /// How kube-proxy translates Services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -27,13 +36,28 @@ pub enum Proxy {
     Nftables,
     /// By iptables.
     Iptables,
+    /// By nftables on n1, n3, …, by iptables on n2, n4, ….
+    Both,
 }
 
 impl Proxy {
-    pub(crate) fn mode(self) -> &'static str {
+    /// On all nodes, for people.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Both => "nftables and iptables",
+        }
+    }
+
+    /// On a node, as kube-proxy calls it.
+    pub(crate) fn mode(self, node: &str) -> &'static str {
+        let is_even = node.ends_with(['0', '2', '4', '6', '8']);
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Both if is_even => "iptables",
+            Self::Both => "nftables",
         }
     }
 }

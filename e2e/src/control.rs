@@ -86,6 +86,8 @@ impl ControlPlane {
         server.arg(format!("--service-cluster-ip-range={SERVICE_RANGES}"));
         server.args(["--authorization-mode=Node,RBAC", "--kubelet-preferred-address-types=InternalIP"]);
         server.args(["--enable-admission-plugins=NodeRestriction"]);
+        // As before Kubernetes 1.36, of whose objects clusters are full: CIDRs that read one way or another are let in.
+        server.arg("--feature-gates=StrictIPCIDRValidation=false");
         if self.config.nodes == 0 {
             // Nobody makes ServiceAccounts where there is no controller manager; pods are wanted all the same.
             server.arg("--disable-admission-plugins=ServiceAccount");

@@ -9,12 +9,13 @@ use crate::{
     process,
 };
 
-/// Each host's settings; without forwarding a node drops its pods' packets.
-const SETTINGS: [(&str, &str); 4] = [
+/// Each host's settings; without forwarding a node drops its pods' packets. The last lets sockets ping, as containerd lets pods.
+const SETTINGS: [(&str, &str); 5] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
 /// Services of pods on one bridge are translated only if bridged packets pass through netfilter.
 const BRIDGE_SETTINGS: [(&str, &str); 2] =

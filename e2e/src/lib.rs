@@ -26,11 +26,13 @@
 //! | `kube` `pod` | kubectl, helm, pods |
 //! | `probe` `matrix` `server` `stream` | connections by real sockets, and what became of them |
 //! | `durward` | installs Durward on a bed |
+//! | `conformance` | runs Kubernetes' own NetworkPolicy suite against it |
 //! | `demo` | the guided tour, and the log of verdicts as its readers see it |
 //! | `harness` | a test program whose tests share one bed |
 
 mod bed;
 mod config;
+pub mod conformance;
 mod control;
 pub mod demo;
 mod durward;

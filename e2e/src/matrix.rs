@@ -34,6 +34,11 @@ impl<'a> Matrix<'a> {
         self.pods(Protocol::Udp, from, to, port, expected)
     }
 
+    /// A ping from one pod to another, IPv4 and IPv6.
+    pub fn ping(self, from: &'a Pod, to: &Pod, expected: Outcome) -> Self {
+        self.pods(Protocol::Icmp, from, to, 0, expected)
+    }
+
     /// Any connection; `what` says it in the report.
     pub fn probe(
         mut self,

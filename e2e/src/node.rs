@@ -87,7 +87,7 @@ impl Node {
         kubelet.arg(format!("--hostname-override={}", self.name)).arg(format!("--node-ip={v4},{v6}"));
         self.daemon("kubelet", host, &kubelet)?;
         let mut proxy = programs::command("kube-proxy")?;
-        proxy.env("PATH", &path).arg(format!("--proxy-mode={}", self.config.proxy.mode()));
+        proxy.env("PATH", &path).arg(format!("--proxy-mode={}", self.config.proxy.mode(&self.name)));
         proxy.arg("--kubeconfig").arg(control::kubeconfig(&self.config.name, "kube-proxy"));
         proxy.arg(format!("--hostname-override={}", self.name)).arg(format!("--cluster-cidr={POD_RANGES}"));
         // Only the machine's first network namespace may set these.

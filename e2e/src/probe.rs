@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
@@ -22,6 +23,8 @@ pub enum Protocol {
     Tcp,
     /// A datagram that is echoed.
     Udp,
+    /// An ICMP or ICMPv6 echo request that is answered: a ping. The port means nothing.
+    Icmp,
 }
 
 /// A question: can this be reached?
@@ -58,6 +61,7 @@ impl Probe {
             match self.protocol {
                 Protocol::Tcp => tcp(self.target).await,
                 Protocol::Udp => udp(self.target).await,
+                Protocol::Icmp => ping(self.target.ip()).await,
             }
         };
         match timeout(silence, attempt).await {
@@ -80,12 +84,30 @@ async fn udp(target: SocketAddr) -> std::io::Result<()> {
         if target.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(target).await?;
-    // A datagram may get lost for other reasons than a verdict.
+    exchange(&socket, b"?").await
+}
+
+/// By a socket that the kernel lets ping and nothing else: it fills in identifier and checksum, and hands in the answers
+/// to these requests only.
+async fn ping(target: IpAddr) -> std::io::Result<()> {
+    let (family, protocol, request) = match target {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(family, SockType::Datagram, flags, protocol)?;
+    let socket = UdpSocket::from_std(socket.into())?;
+    socket.connect((target, 0)).await?;
+    exchange(&socket, &[request, 0, 0, 0, 0, 0, 0, 1]).await
+}
+
+/// Asks until there is an answer: a packet may get lost for other reasons than a verdict.
+async fn exchange(socket: &UdpSocket, question: &[u8]) -> std::io::Result<()> {
     let mut again = interval(Duration::from_millis(500));
-    let mut answer = [0];
+    let mut answer = [0; 8];
     loop {
         tokio::select! {
-            _ = again.tick() => drop(socket.send(b"?").await?),
+            _ = again.tick() => drop(socket.send(question).await?),
             received = socket.recv(&mut answer) => return received.map(drop),
         }
     }

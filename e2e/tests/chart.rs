@@ -92,6 +92,7 @@ fn controller(_: &Bed) -> Result<()> {
 fn wrong_values(_: &Bed) -> Result<()> {
     for (value, named) in [
         ("enforcer.unknownPods=maybe", "unknownPods"),
+        ("enforcer.services=maybe", "services"),
         ("controller.grpcPort=70000", "grpcPort"),
         ("enforcer.controllerAddress=controller", "controllerAddress"),
         ("enforcers.metricsPort=1", "enforcers"),

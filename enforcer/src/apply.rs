@@ -13,8 +13,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use durward_bpf::{DataPath, HostAddress, Settings};
-use durward_plan::{Access, Endpoint, Exhausted, Found, Kernel, Numbers, Step, Wanted, plan, rejudge};
+use durward_bpf::{DataPath, HostAddress, Services, Settings};
+use durward_plan::{
+    Access, Endpoint, Exhausted, Found, Kernel, Numbers, Step, Wanted, conservative, plan, rejudge,
+};
 use durward_proto::Version;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -22,6 +24,7 @@ use tokio::sync::watch;
 use crate::book::Book;
 use crate::endpoints::Findings;
 use crate::metrics::{KernelTotals, Metrics};
+use crate::services::Judging;
 use crate::state::{State, StateError};
 use crate::status::{Problem, Status};
 use crate::subscribe::Synced;
@@ -63,6 +66,8 @@ pub struct Wires {
     pub views: watch::Receiver<Option<Synced>>,
     /// What was found on the node; none until the first look.
     pub findings: watch::Receiver<Option<Arc<Findings>>>,
+    /// How calls to Services are judged; none until that is decided.
+    pub judging: watch::Receiver<Option<Judging>>,
     /// The version that the kernel has.
     pub applied: watch::Sender<Option<Version>>,
     /// What the numbers in the kernel mean.
@@ -83,6 +88,8 @@ pub struct Applier {
     host: BTreeSet<IpAddr>,
     /// The ports of its tunnels there; none while that is not known.
     tunnel_ports: Option<BTreeSet<u16>>,
+    /// How the kernel judges calls to Services.
+    services: Services,
     misfits: Misfits,
     /// Whether it is not known that each word is younger than what it says.
     doubtful: bool,
@@ -112,6 +119,7 @@ impl Applier {
         let host = path.host_addresses().map_err(StepError::from)?;
         let host = host.into_iter().filter(|(_, whose)| *whose == HostAddress::This);
         let host = host.map(|(address, _)| address).collect();
+        let services = path.services().map_err(StepError::from)?;
         let (misfits, recorder) = (Misfits::default(), Recorder::default());
         let doubtful = true;
         Ok(Self {
@@ -125,6 +133,7 @@ impl Applier {
             numbers,
             host,
             tunnel_ports: None,
+            services,
             misfits,
             doubtful,
             recorder,
@@ -139,6 +148,7 @@ impl Applier {
             tokio::select! {
                 Ok(()) = wires.views.changed() => self.misfits = Misfits::default(),
                 Ok(()) = wires.findings.changed() => {}
+                Ok(()) = wires.judging.changed() => {}
                 () = pause(retry) => {
                     if retry == Some(RETRY_MISFITS) {
                         self.misfits = Misfits::default();
@@ -151,9 +161,23 @@ impl Applier {
             }
             let view = wires.views.borrow_and_update().clone();
             let Some(findings) = wires.findings.borrow_and_update().clone() else { continue };
-            let passed = tokio::task::block_in_place(|| self.pass(view.as_ref(), &findings, &wires.book));
+            let Some(judging) = *wires.judging.borrow_and_update() else { continue };
+            let view = view.map(|synced| judged(synced, judging));
+            let pass = || self.pass(view.as_ref(), &findings, judging, &wires.book);
+            let passed = tokio::task::block_in_place(pass);
             retry = self.tell(passed, view.as_ref(), &findings, &wires);
         }
+    }
+
+    /// How the kernel judges calls to Services, when that changes.
+    fn judge_services(&mut self, services: Services) -> Result<(), ApplyError> {
+        if self.services != services {
+            self.path.judge_services(services).map_err(StepError::from)?;
+            self.services = services;
+            // Connections go on as they were judged, until their words change.
+            self.doubtful = true;
+        }
+        Ok(())
     }
 
     /// One pass: from what the kernel holds to what it should.
@@ -161,10 +185,36 @@ impl Applier {
         &mut self,
         view: Option<&Synced>,
         findings: &Findings,
+        judging: Judging,
         book: &watch::Sender<Arc<Book>>,
     ) -> Result<(), ApplyError> {
         let Some(view) = view else { return self.pass_unsynced(findings) };
         self.write_host(findings)?;
+        match judging {
+            Judging::Translated => self.judge_services(Services::Translated)?,
+            // From the forward hook back to the interface only once the rules speak of frontends.
+            Judging::Conservative if self.services == Services::ByAddress => {
+                self.judge_services(Services::ByFrontend)?;
+            }
+            Judging::Conservative => {}
+        }
+        self.pass_steps(view, findings, judging, book)?;
+        match judging {
+            Judging::Conservative if self.services == Services::Translated => {
+                self.judge_services(Services::ByFrontend)?;
+                self.pass_steps(view, findings, judging, book)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn pass_steps(
+        &mut self,
+        view: &Synced,
+        findings: &Findings,
+        judging: Judging,
+        book: &watch::Sender<Arc<Book>>,
+    ) -> Result<(), ApplyError> {
         self.adopt(&findings.found);
         loop {
             let fitting = self.misfits.fitting(&view.view);
@@ -184,7 +234,7 @@ impl Applier {
                 steps.extend(rejudge(&kernel, &mut self.numbers)?);
             }
             // Before the words: whoever reads of a number must find it in the book.
-            publish(book, self.recorder.book(&view.view, findings, &self.numbers));
+            publish(book, self.recorder.book(&view.view, findings, &self.numbers, judging));
             match self.take(&steps, findings) {
                 Err(ApplyError::Step { step, source }) => {
                     let known =
@@ -303,6 +353,16 @@ impl Applier {
         if let Some(synced) = view {
             self.recorder.tell_problems(&synced.view, findings, &self.misfits.pods, &self.status);
         }
+        match self.misfits.frontends.len() {
+            0 => self.status.clear(&Problem::Frontends),
+            left_out => {
+                let text = format!(
+                    "the kernel has no room for {left_out} of the addresses and ports at which Services are called: calls \
+                     there are judged as calls to any address that is no Service's"
+                );
+                self.status.raise(Problem::Frontends, text);
+            }
+        }
         if let Err(error) = passed {
             self.status.raise(Problem::Apply, error);
             return Some(RETRY);
@@ -331,6 +391,14 @@ impl Applier {
             // Nothing depends on it: entries that are over are not matched, they only take room.
             (Err(error), _) | (_, Err(error)) => tracing::warn!(%error, "connections were not swept"),
         }
+    }
+}
+
+/// The view as it is judged on this node.
+fn judged(synced: Synced, judging: Judging) -> Synced {
+    match judging {
+        Judging::Translated => synced,
+        Judging::Conservative => Synced { view: Arc::new(conservative(&synced.view)), ..synced },
     }
 }
 

@@ -3,10 +3,12 @@
 //! One task publishes it, whole, whenever it changes.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use durward_proto::{Attribution, Logging, PodUid};
+use durward_proto::{Attribution, Frontend, Logging, PodUid, PortKey};
+
+use crate::services::Judging;
 
 /// Who and what the kernel's numbers mean.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,8 +17,30 @@ pub struct Book {
     pub attributions: HashMap<u32, Attribution>,
     /// The known pods by interface.
     pub endpoints: HashMap<u32, Endpoint>,
+    /// The Services by where they are called; those that left the view, for 15 minutes more.
+    pub services: HashMap<Frontend, ServiceName>,
+    /// How calls to them are judged.
+    pub judging: Judging,
     /// What is logged.
     pub logging: Logging,
+}
+
+impl Book {
+    /// The Service that is called there.
+    pub fn service(&self, called: SocketAddr, protocol: u8) -> Option<&ServiceName> {
+        let port = PortKey::new(protocol, called.port());
+        let at = |address| self.services.get(&Frontend { address, port });
+        at(Some(called.ip())).or_else(|| at(None))
+    }
+}
+
+/// A Service's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceName {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
 }
 
 /// A pod of this node, as the log needs it.

@@ -65,6 +65,12 @@ pub struct Run {
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, env = "DURWARD_METRICS_LISTEN", default_value = "[::]:9445")]
     pub metrics_listen: SocketAddr,
+    /// How calls to Services are judged that pods make which are isolated on egress.
+    #[arg(long, env = "DURWARD_SERVICES", value_enum, default_value = "auto")]
+    pub services: Services,
+    /// Where kube-proxy tells its mode.
+    #[arg(long, env = "DURWARD_KUBE_PROXY", default_value = "127.0.0.1:10249")]
+    pub kube_proxy: SocketAddr,
     /// What a pod may do that the controller has not told of yet.
     #[arg(long, env = "DURWARD_UNKNOWN_PODS", value_enum, default_value = "deny")]
     pub unknown_pods: UnknownPods,
@@ -95,6 +101,18 @@ pub enum UnknownPods {
     Deny,
     /// Everything.
     Allow,
+}
+
+/// How calls to Services are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Services {
+    /// By their backend if kube-proxy says that it translates by iptables or nftables and this kernel shows what it
+    /// made of them; else conservatively.
+    Auto,
+    /// By their backend, whatever kube-proxy says.
+    Exact,
+    /// Before translation: allowed where every backend of the Service is.
+    Conservative,
 }
 
 /// What to dump.

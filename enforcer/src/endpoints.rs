@@ -215,7 +215,6 @@ impl Finder {
         let addresses = link::addresses(&self.handle).await?;
         let link::Interfaces { to_namespace, tunnel_ports, services } =
             link::interfaces(&self.handle).await?;
-        self.tell_ipvs(services.is_some());
         let unopened = self.list_namespaces().await?;
         self.ask_processes().await?;
         self.first_scan_done = true;
@@ -234,19 +233,6 @@ impl Finder {
             findings.started_ticks.extend(namespace.started_ticks.map(|ticks| (interface, ticks)));
         }
         Ok((findings, unopened))
-    }
-
-    fn tell_ipvs(&self, exists: bool) {
-        if exists {
-            let link = link::SERVICES;
-            let text = format!(
-                "kube-proxy runs in IPVS mode (there is a link {link}): egress through Services is judged by their \
-                 own addresses, not by their backends; run it in iptables or nftables mode"
-            );
-            self.status.raise(Problem::Services, text);
-        } else {
-            self.status.clear(&Problem::Services);
-        }
     }
 
     /// Keeps `namespaces` as the folder is, and asks for the numbers that are not known yet. Says which file

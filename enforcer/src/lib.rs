@@ -3,7 +3,8 @@
 //! ```text
 //! subscribe ── whole views ──┐
 //!                            ├─→ apply (plan → steps → kernel) ── book ──→ observe → log lines
-//! endpoints ── pods found ───┘       └─→ acks, metrics
+//! endpoints ── pods found ───┤       └─→ acks, metrics
+//! services ─── how judged ───┘
 //! ```
 //!
 //! Each arrow is a channel that holds the newest whole value; one task owns what is behind it.
@@ -19,6 +20,7 @@ pub mod observe;
 pub mod report;
 pub mod run;
 pub mod serve;
+pub mod services;
 pub mod state;
 pub mod status;
 pub mod subscribe;

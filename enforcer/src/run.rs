@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use durward_bpf::{DataPath, LoadError, Options};
+use durward_bpf::{DataPath, LoadError, Options, Services};
 use durward_plan::Access;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
@@ -12,12 +12,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
 
-use crate::apply::{Applier, ApplyError, Wires};
+use crate::apply::{Applier, ApplyError, StepError, Wires};
 use crate::book::Book;
 use crate::config::{Run, UnknownPods};
 use crate::endpoints::{FindError, Finder};
 use crate::metrics::{KernelTotals, Metrics};
 use crate::observe::{self, Limits, Observe};
+use crate::services::{Decider, Judging};
 use crate::state::{State, StateError};
 use crate::status::{Problem, Status};
 use crate::subscribe::Subscriber;
@@ -104,6 +105,7 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
     let (views_to, views) = watch::channel(None);
     let (applied_to, applied) = watch::channel(None);
     let (findings_to, findings) = watch::channel(None);
+    let (judging_to, judging) = watch::channel(None);
     let (book_to, book) = watch::channel(Arc::new(Book::default()));
     let unknown = match config.unknown_pods {
         UnknownPods::Deny => Access::Closed,
@@ -112,6 +114,13 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
     let applier = Applier::take_over(path.clone(), state, status.clone(), metrics.clone(), totals, unknown)?;
     let finder = Finder::new(config.netns_dir, config.proc, status.clone())?;
     let node: Arc<str> = config.node_name.as_str().into();
+    let kept = match path.services().map_err(StepError::from).map_err(ApplyError::from)? {
+        Services::ByAddress => None,
+        Services::Translated => Some(Judging::Translated),
+        Services::ByFrontend => Some(Judging::Conservative),
+    };
+    let (setting, kube_proxy) = (config.services, config.kube_proxy);
+    let decider = Decider { setting, kube_proxy, path: path.clone(), status: status.clone(), kept };
     let reports = report::run(channel.clone(), node.clone(), status.clone(), log_metrics.clone());
     let observe = Observe {
         path,
@@ -128,6 +137,7 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
         node: config.node_name,
         views: views_to,
         applied,
+        judging: judging.clone(),
         status: status.clone(),
         metrics,
     };
@@ -138,8 +148,9 @@ async fn run_tasks(config: Run) -> Result<(), RunError> {
     let served = serve::run(config.metrics_listen, Arc::new(registry), status);
     tasks.spawn(async move { failed("serve", served.await) });
     tasks.spawn(ended("endpoints", finder.run(findings_to)));
+    tasks.spawn(ended("services", decider.run(judging_to)));
     tasks.spawn(ended("subscribe", subscriber.run()));
-    let wires = Wires { views, findings, applied: applied_to, book: book_to };
+    let wires = Wires { views, findings, judging, applied: applied_to, book: book_to };
     tasks.spawn(ended("apply", applier.run(wires)));
     tasks.spawn(ended("report", reports));
     let (stop, stopped) = oneshot::channel::<()>();

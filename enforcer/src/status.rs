@@ -21,8 +21,10 @@ pub enum Problem {
     Unknown(u32),
     /// Pods cannot be found.
     Endpoints,
-    /// Services of this node hide which backend is meant.
+    /// Nobody sees on this node which backend of a Service is meant.
     Services,
+    /// The kernel does not know all places where Services are called.
+    Frontends,
     /// The host's connection tracking could not be asked to forget a new pod's addresses.
     Conntrack,
     /// Metrics and health cannot be asked for.

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::metrics::Metrics;
+use crate::services::Judging;
 use crate::status::{Problem, Status};
 
 /// A whole view, as the controller said it.
@@ -89,6 +90,8 @@ pub struct Subscriber {
     pub views: watch::Sender<Option<Synced>>,
     /// The version that the kernel has.
     pub applied: watch::Receiver<Option<Version>>,
+    /// How calls to Services are judged, on which depends what must be known of them; none until that is decided.
+    pub judging: watch::Receiver<Option<Judging>>,
     /// Where problems are told.
     pub status: Arc<Status>,
     /// Where they are counted.
@@ -101,7 +104,11 @@ impl Subscriber {
         let (mut wait, mut trusted) = (WAITS.0, true);
         loop {
             let began = Instant::now();
-            let Err(error) = self.listen(trusted).await;
+            let error = match self.listen(trusted).await {
+                // Something else must be known from now on: no reason to wait.
+                Ok(()) => continue,
+                Err(error) => error,
+            };
             self.metrics.stream_errors(&error).inc();
             self.status.raise(Problem::Controller, &error);
             // What is enforced stays; but where it may not be what the controller thinks that we have, the
@@ -113,11 +120,18 @@ impl Subscriber {
         }
     }
 
-    /// One stream, until it breaks.
-    async fn listen(&mut self, trusted: bool) -> Result<std::convert::Infallible, StreamError> {
+    /// One stream, until it breaks, or the node needs to know something else.
+    async fn listen(&mut self, trusted: bool) -> Result<(), StreamError> {
+        let Ok(judging) = self.judging.wait_for(Option::is_some).await.map(|judging| *judging) else {
+            return Err(StreamError::Ended);
+        };
+        self.judging.mark_unchanged();
         let had = self.views.borrow().clone().filter(|_| trusted);
-        let hello =
-            wire::Hello { node: self.node.clone(), has: had.as_ref().map(|view| view.version.into()) };
+        let hello = wire::Hello {
+            node: self.node.clone(),
+            has: had.as_ref().map(|view| view.version.into()),
+            backends: judging == Some(Judging::Conservative),
+        };
         let (to_controller, outgoing) = mpsc::channel(4);
         let say = |message| wire::FromNode { message: Some(message) };
         // The channel is new and empty, and its other end is below.
@@ -137,6 +151,7 @@ impl Subscriber {
                         self.views.send_replace(Some(synced));
                     }
                 }
+                Ok(()) = self.judging.changed() => return Ok(()),
                 Ok(()) = self.applied.changed() => {
                     let applied = *self.applied.borrow_and_update();
                     if let Some(version) = applied.filter(|_| listener.synced) {

@@ -13,9 +13,9 @@ pub use self::field::{DecodeError, Problem};
 
 use crate::wire::{self, to_node};
 use crate::{
-    Act, AtomId, Attribution, AttributionId, Block, IdentifyRequest, Identity, LateAttach, Logging,
-    LossPlace, NodeReport, Patch, Pod, PodName, PodUid, Policy, PolicyList, PortKey, Row, Set, SetDelta,
-    SetId, Step, ToNode, Version, Workload,
+    Act, AtomId, Attribution, AttributionId, Backend, Block, Frontend, IdentifyRequest, Identity, LateAttach,
+    Logging, LossPlace, NodeReport, Patch, Pod, PodName, PodUid, Policy, PolicyList, PortKey, Row, Service,
+    Set, SetDelta, SetId, Step, ToNode, Version, Workload,
 };
 
 impl TryFrom<wire::Patch> for Patch {
@@ -35,6 +35,9 @@ impl TryFrom<wire::Patch> for Patch {
             put_blocks,
             removed_blocks,
             logging,
+            put_services,
+            removed_services,
+            merged,
             moved_sets,
         } = patch;
         let field = |name| Field("Patch", name);
@@ -57,10 +60,13 @@ impl TryFrom<wire::Patch> for Patch {
         let put = field("put_blocks").map(put_blocks.into_iter().map(put_block))?;
         let blocks = field("removed_blocks").delta(put, removed_blocks.into_iter().map(removed_block))?;
 
+        let put = field("put_services").map(put_services.into_iter().map(put_service))?;
+        let services = field("removed_services").delta(put, removed_services.into_iter().map(frontend))?;
+
         let sets = sets(new_sets, changed_sets, removed_sets)?;
         let logging = logging.map(Logging::try_from).transpose()?;
         let moved = field("moved_sets").map(moved_sets.into_iter().map(set_move))?;
-        Ok(Self { moved, pods, sets, attributions, addresses, blocks, logging })
+        Ok(Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged })
     }
 }
 
@@ -192,6 +198,36 @@ fn block_of(address: &[u8], length: u32) -> Result<Block, DecodeError> {
     let wrong = || Field("Block", "length").wrong(Problem::Block(format!("{address}/{length}")));
     let block = u8::try_from(length).ok().and_then(|length| Block::containing(address, length).ok());
     block.filter(|block| block.address() == address).ok_or_else(wrong)
+}
+
+fn put_service(service: wire::Service) -> Result<(Frontend, Service), DecodeError> {
+    let wire::Service { frontend, namespace, name, backends } = service;
+    let field = |name| Field("Service", name);
+    let backends: Vec<_> = backends.into_iter().map(backend).collect::<Result<_, _>>()?;
+    field("backends").rising(&backends, |backend| format!("{}:{}", backend.address, backend.port))?;
+    let service = Service {
+        namespace: field("namespace").text(namespace)?,
+        name: field("name").text(name)?,
+        backends: backends.into(),
+    };
+    Ok((self::frontend(field("frontend").required(frontend)?)?, service))
+}
+
+fn frontend(frontend: wire::Frontend) -> Result<Frontend, DecodeError> {
+    let wire::Frontend { address, port } = frontend;
+    let field = |name| Field("Frontend", name);
+    let address = (!address.is_empty()).then(|| field("address").address(&address)).transpose()?;
+    let wrong = || field("port").wrong(Problem::Port(port));
+    let port = PortKey::from_bits(port).ok_or_else(wrong)?;
+    field("port").required((port.port() != 0).then_some(Frontend { address, port }))
+}
+
+fn backend(backend: wire::Backend) -> Result<Backend, DecodeError> {
+    let wire::Backend { address, port } = backend;
+    let field = |name| Field("Backend", name);
+    let port = u16::try_from(port).map_err(|_| field("port").wrong(Problem::PortNumber(port)))?;
+    field("port").required((port != 0).then_some(()))?;
+    Ok(Backend { address: field("address").address(&address)?, port })
 }
 
 impl TryFrom<wire::Logging> for Logging {

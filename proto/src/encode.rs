@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use prost::Message as _;
 
 use crate::{
-    AtomId, Block, Digest, Direction, IdentifyRequest, LogMode, Logging, NodeReport, NodeView, Patch, Pod,
-    PodUid, PolicyList, Row, Set, SetDelta, SetId, Verdict, Version, wire,
+    AtomId, Backend, Block, Digest, Direction, Frontend, IdentifyRequest, LogMode, Logging, NodeReport,
+    NodeView, Patch, Pod, PodUid, PolicyList, Row, Service, Set, SetDelta, SetId, Verdict, Version, wire,
 };
 
 /// How large a part of a snapshot becomes. A single row of more than about 9,000 steps is larger; it goes
@@ -18,7 +18,7 @@ const FIELD_BYTES: usize = 4;
 
 /// The view as patches to an empty one, in order; at least one.
 pub fn snapshot(view: &NodeView) -> Vec<wire::Patch> {
-    let NodeView { pods, sets, attributions, addresses, blocks, logging } = view;
+    let NodeView { pods, sets, attributions, addresses, blocks, services, logging } = view;
     let first = wire::Patch { logging: Some((*logging).into()), ..wire::Patch::default() };
     let mut parts = Parts { bytes: first.encoded_len(), full: Vec::new(), last: first };
     for attribution in attributions.values().map(wire::Attribution::from) {
@@ -32,6 +32,9 @@ pub fn snapshot(view: &NodeView) -> Vec<wire::Patch> {
     }
     for block in blocks.iter().map(wire::Block::from) {
         parts.room(block.encoded_len()).put_blocks.push(block);
+    }
+    for service in services.iter().map(wire::Service::from) {
+        parts.room(service.encoded_len()).put_services.push(service);
     }
     for pod in pods.iter().map(wire::Pod::from) {
         parts.room(pod.encoded_len()).put_pods.push(pod);
@@ -85,7 +88,7 @@ impl Parts {
 
 impl From<&Patch> for wire::Patch {
     fn from(patch: &Patch) -> Self {
-        let Patch { moved, pods, sets, attributions, addresses, blocks, logging } = patch;
+        let Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
         let (mut new_sets, mut changed_sets, mut removed_sets) = (vec![], vec![], vec![]);
         for (id, delta) in sets {
             let id = bytes(id.0);
@@ -121,6 +124,9 @@ impl From<&Patch> for wire::Patch {
             put_blocks: blocks.put.iter().map(wire::Block::from).collect(),
             removed_blocks: blocks.removed.iter().map(|&block| block_of(block, Vec::new())).collect(),
             logging: logging.map(wire::Logging::from),
+            put_services: services.put.iter().map(wire::Service::from).collect(),
+            removed_services: services.removed.iter().map(wire::Frontend::from).collect(),
+            merged: *merged,
         }
     }
 }
@@ -186,6 +192,28 @@ impl From<(&IpAddr, &AtomId)> for wire::Address {
 impl From<(&Block, &AtomId)> for wire::Block {
     fn from((&block, atom): (&Block, &AtomId)) -> Self {
         block_of(block, bytes(atom.0))
+    }
+}
+
+impl From<(&Frontend, &Service)> for wire::Service {
+    fn from((frontend, service): (&Frontend, &Service)) -> Self {
+        let Service { namespace, name, backends } = service;
+        let backend = |&Backend { address, port }: &Backend| wire::Backend {
+            address: address_bytes(address),
+            port: port.into(),
+        };
+        Self {
+            frontend: Some(frontend.into()),
+            namespace: namespace.to_string(),
+            name: name.to_string(),
+            backends: backends.iter().map(backend).collect(),
+        }
+    }
+}
+
+impl From<&Frontend> for wire::Frontend {
+    fn from(&Frontend { address, port }: &Frontend) -> Self {
+        Self { address: address.map(address_bytes).unwrap_or_default(), port: port.bits() }
     }
 }
 

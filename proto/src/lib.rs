@@ -20,6 +20,7 @@ pub mod names;
 pub mod patch;
 pub mod report;
 pub mod row;
+pub mod service;
 pub mod view;
 
 pub use decode::{DecodeError, Problem};
@@ -29,6 +30,7 @@ pub use report::{
     IdentifyRequest, Identity, LateAttach, LossPlace, NodeReport, PodName, ToNode, Version, Workload,
 };
 pub use row::{Act, PortKey, Row, RowError, Step, Verdict};
+pub use service::{Backend, Frontend, FrontendError, Service};
 pub use view::{
     Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, PolicyList, Set,
     ViewError,

@@ -1,12 +1,14 @@
 //! Patches: what turns one view into the next. Pure.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use thiserror::Error;
 
 use crate::{
-    AtomId, AttributionId, Block, Direction, Logging, NodeView, Pod, PodUid, PolicyList, Row, Set, SetId,
+    AtomId, AttributionId, Block, Direction, Frontend, Logging, NodeView, Pod, PodUid, PolicyList, Row,
+    Service, Set, SetId,
 };
 
 /// What changes in a map: the entries with their new values, and those that go.
@@ -38,9 +40,27 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
         self.put.is_empty() && self.removed.is_empty()
     }
 
-    fn apply(self, map: &mut BTreeMap<K, V>, what: &'static str) -> Result<(), PatchError> {
+    /// How many entries change.
+    pub fn len(&self) -> usize {
+        self.put.len() + self.removed.len()
+    }
+
+    /// Adds what changes after this. What comes and goes again stays among `removed`: whether it was
+    /// there before cannot be told.
+    fn merge(&mut self, later: Self) {
+        for key in later.removed {
+            self.put.remove(&key);
+            self.removed.insert(key);
+        }
+        for (key, value) in later.put {
+            self.removed.remove(&key);
+            self.put.insert(key, value);
+        }
+    }
+
+    fn apply(self, map: &mut BTreeMap<K, V>, removal: Removal, what: &'static str) -> Result<(), PatchError> {
         for key in self.removed {
-            map.remove(&key).ok_or(PatchError { what })?;
+            removal.check(map.remove(&key).is_some(), what)?;
         }
         if map.is_empty() {
             *map = self.put;
@@ -48,6 +68,22 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
             map.extend(self.put);
         }
         Ok(())
+    }
+}
+
+/// Whether what a patch removes has to be there.
+#[derive(Clone, Copy)]
+enum Removal {
+    Exact,
+    Lenient,
+}
+
+impl Removal {
+    fn check(self, was_there: bool, what: &'static str) -> Result<(), PatchError> {
+        match self {
+            Self::Exact if !was_there => Err(PatchError { what }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -65,7 +101,8 @@ pub enum SetDelta {
 /// What turns one view into the next; applied whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
-    /// All pods that one set judges are judged by another from now on, unless `pods` says otherwise.
+    /// Before `pods`: all pods that one set judges are judged by another from now on. At once: a pod moves
+    /// only once, and one that `pods` puts is judged as that says.
     pub moved: BTreeMap<SetId, SetId>,
     /// Pods of the node.
     pub pods: Delta<PodUid, Pod>,
@@ -77,8 +114,12 @@ pub struct Patch {
     pub addresses: Delta<IpAddr, AtomId>,
     /// Remote blocks.
     pub blocks: Delta<Block, AtomId>,
+    /// Where Services are called.
+    pub services: Delta<Frontend, Service>,
     /// What is logged, if that changes.
     pub logging: Option<Logging>,
+    /// Whether it is several in one: then what it removes need not be there, nor what pods move from.
+    pub merged: bool,
 }
 
 /// A patch that was made for another view: sender and receiver disagree on what was sent before.
@@ -93,7 +134,7 @@ impl Patch {
     /// What turns `old` into `new`.
     pub fn between(old: &NodeView, new: &NodeView) -> Self {
         // Destructured in full, so that a new field cannot be forgotten here.
-        let NodeView { pods, sets, attributions, addresses, blocks, logging } = new;
+        let NodeView { pods, sets, attributions, addresses, blocks, services, logging } = new;
         let mut set_deltas = BTreeMap::new();
         for (&id, set) in sets {
             match old.sets.get(&id) {
@@ -116,13 +157,102 @@ impl Patch {
             attributions: Delta::between(&old.attributions, attributions),
             addresses: Delta::between(&old.addresses, addresses),
             blocks: Delta::between(&old.blocks, blocks),
+            services: Delta::between(&old.services, services),
             logging: (old.logging != *logging).then_some(*logging),
+            merged: false,
         }
     }
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self.len() == 0
+    }
+
+    /// How many entries change: what the patch costs, in memory and on the wire, grows with it.
+    pub fn len(&self) -> usize {
+        let Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = self;
+        let sets = sets.values().map(SetDelta::len).sum::<usize>();
+        let maps = pods.len() + attributions.len() + addresses.len() + blocks.len() + services.len();
+        moved.len() + sets + maps + usize::from(logging.is_some())
+    }
+
+    /// Adds what changes after this, so that this one patch leads to where `later` does.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError`] if `later` was made for a view that this one cannot lead to. This one is then
+    /// half merged and must not be used.
+    pub fn merge(&mut self, later: Self) -> Result<(), PatchError> {
+        let Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = later;
+        self.move_on(&moved)?;
+        self.pods.merge(pods);
+        for (id, delta) in sets {
+            match self.sets.entry(id) {
+                Entry::Vacant(entry) => drop(entry.insert(delta)),
+                Entry::Occupied(mut entry) => entry.get_mut().merge(delta)?,
+            }
+        }
+        self.attributions.merge(attributions);
+        self.addresses.merge(addresses);
+        self.blocks.merge(blocks);
+        self.services.merge(services);
+        self.logging = logging.or(self.logging);
+        self.merged = true;
+        Ok(())
+    }
+
+    /// Adds moves that come after this: of the pods that were put, of those that moved, and of the others.
+    fn move_on(&mut self, later: &BTreeMap<SetId, SetId>) -> Result<(), PatchError> {
+        if later.keys().any(|set| self.sets.get(set) == Some(&SetDelta::Removed)) {
+            return Err(PatchError { what: "a set" });
+        }
+        if later.is_empty() {
+            return Ok(());
+        }
+        self.pods.put.values_mut().for_each(|pod| pod.follow(later));
+        for to in self.moved.values_mut() {
+            *to = later.get(to).copied().unwrap_or(*to);
+        }
+        // Pods that this one moves from a set are not in it any more when the later moves come.
+        for (&from, &to) in later {
+            self.moved.entry(from).or_insert(to);
+        }
+        Ok(())
+    }
+}
+
+impl Pod {
+    /// Is judged by the sets that its sets move to.
+    fn follow(&mut self, moved: &BTreeMap<SetId, SetId>) {
+        for set in [&mut self.ingress, &mut self.egress].into_iter().flatten() {
+            *set = moved.get(set).copied().unwrap_or(*set);
+        }
+    }
+}
+
+impl SetDelta {
+    /// The set itself, and its rows that change.
+    fn len(&self) -> usize {
+        match self {
+            Self::New(set) => 1 + set.rows.len(),
+            Self::Rows(rows) => 1 + rows.len(),
+            Self::Removed => 1,
+        }
+    }
+
+    fn merge(&mut self, later: Self) -> Result<(), PatchError> {
+        match (&mut *self, later) {
+            (Self::New(set), Self::Rows(rows)) => rows.apply(&mut set.rows, Removal::Exact, "a row"),
+            (Self::Rows(rows), Self::Rows(later)) => {
+                rows.merge(later);
+                Ok(())
+            }
+            (Self::Removed, Self::Rows(_)) => Err(PatchError { what: "a set" }),
+            (_, later @ (Self::New(_) | Self::Removed)) => {
+                *self = later;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -146,29 +276,27 @@ impl NodeView {
     /// [`PatchError`] if the patch was made for another view. This one is then half changed and must
     /// not be used; who cannot be sure of the patch takes [`NodeView::patched`].
     pub fn patch(&mut self, patch: Patch) -> Result<(), PatchError> {
-        let Patch { moved, pods, sets, attributions, addresses, blocks, logging } = patch;
-        if !moved.keys().all(|set| self.sets.contains_key(set)) {
-            return Err(PatchError { what: "a set" });
+        let Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
+        let removal = if merged { Removal::Lenient } else { Removal::Exact };
+        for set in moved.keys() {
+            removal.check(self.sets.contains_key(set), "a set")?;
         }
         if !moved.is_empty() {
-            for set in self.pods.values_mut().flat_map(|pod| [&mut pod.ingress, &mut pod.egress]).flatten() {
-                *set = moved.get(set).copied().unwrap_or(*set);
-            }
+            self.pods.values_mut().for_each(|pod| pod.follow(&moved));
         }
-        pods.apply(&mut self.pods, "a pod")?;
-        attributions.apply(&mut self.attributions, "an attribution")?;
-        addresses.apply(&mut self.addresses, "an address")?;
-        blocks.apply(&mut self.blocks, "a block")?;
+        pods.apply(&mut self.pods, removal, "a pod")?;
+        attributions.apply(&mut self.attributions, removal, "an attribution")?;
+        addresses.apply(&mut self.addresses, removal, "an address")?;
+        blocks.apply(&mut self.blocks, removal, "a block")?;
+        services.apply(&mut self.services, removal, "a Service's frontend")?;
         for (id, delta) in sets {
             match delta {
                 SetDelta::New(set) => drop(self.sets.insert(id, set)),
                 SetDelta::Rows(rows) => {
                     let set = self.sets.get_mut(&id).ok_or(PatchError { what: "a set" })?;
-                    rows.apply(&mut set.rows, "a row")?;
+                    rows.apply(&mut set.rows, removal, "a row")?;
                 }
-                SetDelta::Removed => {
-                    self.sets.remove(&id).ok_or(PatchError { what: "a set" })?;
-                }
+                SetDelta::Removed => removal.check(self.sets.remove(&id).is_some(), "a set")?,
             }
         }
         self.logging = logging.unwrap_or(self.logging);
@@ -189,6 +317,26 @@ mod tests {
     use crate::{Act, Digest, Policy, Verdict};
     use proptest::prelude::*;
 
+    fn act() -> Act {
+        Act { verdict: Verdict::Deny, attribution: AttributionId(Digest([1; 16])) }
+    }
+
+    fn set_id(n: u8) -> SetId {
+        SetId(Digest([n; 16]))
+    }
+
+    fn pod(ingress: Option<SetId>, egress: Option<SetId>) -> Pod {
+        Pod {
+            namespace: "n".into(),
+            name: "p".into(),
+            addresses: vec![],
+            config_hash: None,
+            ingress,
+            egress,
+            denies_logged: false,
+        }
+    }
+
     fn row() -> impl Strategy<Value = Row> {
         (any::<bool>(), 0..3_u8).prop_map(|(allow, n)| {
             let verdict = if allow { Verdict::Allow } else { Verdict::Deny };
@@ -203,12 +351,19 @@ mod tests {
     }
 
     fn view() -> impl Strategy<Value = NodeView> {
-        let sets =
-            proptest::collection::btree_map((0..4_u8).prop_map(|n| SetId(Digest([n; 16]))), set(), 0..4);
+        let sets = proptest::collection::btree_map((0..4_u8).prop_map(set_id), set(), 0..4);
         let addresses = proptest::collection::btree_map(0..4_u8, 0..3_u8, 0..4);
         let attributions = proptest::collection::btree_map(0..4_u8, any::<bool>(), 0..3);
-        (sets, addresses, attributions, 0..2_i64).prop_map(|(sets, addresses, attributions, generation)| {
+        let judged = (prop::option::of(0..4_u8), prop::option::of(0..4_u8));
+        let pods = proptest::collection::btree_map(0..4_u8, judged, 0..4);
+        let others = (addresses, attributions, 0..2_i64);
+        (pods, sets, others).prop_map(|(pods, sets, (addresses, attributions, generation))| {
+            let held = |n: Option<u8>| n.map(set_id).filter(|id| sets.contains_key(id));
+            let pod_of = |(n, (ingress, egress)): (u8, _)| {
+                (PodUid::from(&*format!("uid-{n}")), pod(held(ingress), held(egress)))
+            };
             NodeView {
+                pods: pods.into_iter().map(pod_of).collect(),
                 sets,
                 addresses: addresses
                     .into_iter()
@@ -227,30 +382,53 @@ mod tests {
         })
     }
 
+    /// A view, and where pods move on the way to it from the one before.
+    fn step() -> impl Strategy<Value = (BTreeMap<u8, u8>, NodeView)> {
+        (proptest::collection::btree_map(0..4_u8, 0..4_u8, 0..4), view())
+    }
+
+    /// What leads from one view to the other, and moves some pods as sets.
+    fn moving(old: &NodeView, moves: &BTreeMap<u8, u8>, new: &NodeView) -> Patch {
+        let moves = moves.iter().map(|(&from, &to)| (set_id(from), set_id(to)));
+        let moved: BTreeMap<_, _> = moves.filter(|(from, _)| old.sets.contains_key(from)).collect();
+        let mut after = old.clone();
+        for pod in after.pods.values_mut() {
+            pod.ingress = pod.ingress.map(|set| *moved.get(&set).unwrap_or(&set));
+            pod.egress = pod.egress.map(|set| *moved.get(&set).unwrap_or(&set));
+        }
+        Patch { moved, ..Patch::between(&after, new) }
+    }
+
     proptest! {
         #[test]
         fn a_patch_leads_from_one_view_to_the_other(old in view(), new in view()) {
             prop_assert_eq!(old.patched(Patch::between(&old, &new)), Ok(new.clone()));
             prop_assert!(Patch::between(&new, &new).is_empty());
         }
+
+        #[test]
+        fn patches_in_one_lead_to_where_they_do_in_turn(
+            first in view(),
+            steps in proptest::collection::vec(step(), 1..5),
+        ) {
+            let (mut current, mut all) = (first.clone(), None::<Patch>);
+            for (moves, next) in steps {
+                let patch = moving(&current, &moves, &next);
+                prop_assert_eq!(&current.patched(patch.clone()), &Ok(next.clone()));
+                match &mut all {
+                    None => all = Some(patch),
+                    Some(all) => all.merge(patch).unwrap(),
+                }
+                current = next;
+            }
+            prop_assert_eq!(first.patched(all.unwrap()), Ok(current));
+        }
     }
 
     #[test]
     fn pods_move_from_a_set_to_another_unless_they_are_put() {
-        let [old, new] = [1, 2].map(|n| SetId(Digest([n; 16])));
-        let pod = |ingress, egress| Pod {
-            namespace: "n".into(),
-            name: "p".into(),
-            addresses: vec![],
-            config_hash: None,
-            ingress,
-            egress,
-            denies_logged: false,
-        };
-        let set = Set::of_base(
-            Direction::Ingress,
-            Row::uniform(Act { verdict: Verdict::Deny, attribution: AttributionId(Digest([0; 16])) }),
-        );
+        let [old, new] = [1, 2].map(set_id);
+        let set = Set::of_base(Direction::Ingress, Row::uniform(act()));
         let view = NodeView {
             pods: [("a".into(), pod(Some(old), None)), ("b".into(), pod(Some(old), Some(old)))].into(),
             sets: [(old, set.clone())].into(),
@@ -271,5 +449,39 @@ mod tests {
         patch.addresses.removed.insert(IpAddr::from([10, 0, 0, 1]));
         let refused = NodeView::default().patched(patch);
         assert_eq!(refused, Err(PatchError { what: "an address" }));
+    }
+
+    #[test]
+    fn a_patch_that_cannot_follow_is_refused() {
+        let id = SetId(Digest([1; 16]));
+        let removed = || Patch { sets: [(id, SetDelta::Removed)].into(), ..Patch::default() };
+        let rows = || Patch { sets: [(id, SetDelta::Rows(Delta::default()))].into(), ..Patch::default() };
+        assert_eq!(removed().merge(rows()), Err(PatchError { what: "a set" }));
+        let moved = || Patch { moved: [(id, set_id(2))].into(), ..Patch::default() };
+        assert_eq!(removed().merge(moved()), Err(PatchError { what: "a set" }));
+        let mut gone = Delta::default();
+        gone.removed.insert(AtomId(Digest([1; 16])));
+        let empty = Set::of_base(Direction::Ingress, Row::uniform(act()));
+        let mut new = Patch { sets: [(id, SetDelta::New(empty))].into(), ..Patch::default() };
+        let later = Patch { sets: [(id, SetDelta::Rows(gone))].into(), ..Patch::default() };
+        assert_eq!(new.merge(later), Err(PatchError { what: "a row" }));
+    }
+
+    #[test]
+    fn a_patch_is_as_long_as_the_entries_that_it_changes() {
+        let id = |n| SetId(Digest([n; 16]));
+        let row = |n| (AtomId(Digest([n; 16])), Row::uniform(act()));
+        let set =
+            Set { rows: [row(1), row(2)].into(), ..Set::of_base(Direction::Ingress, Row::uniform(act())) };
+        let rows = Delta { put: [row(1)].into(), removed: [AtomId(Digest([2; 16]))].into() };
+        let mut patch = Patch::default();
+        assert!(patch.is_empty());
+        patch.sets =
+            [(id(1), SetDelta::New(set)), (id(2), SetDelta::Rows(rows)), (id(3), SetDelta::Removed)].into();
+        patch.addresses.put.insert(IpAddr::from([10, 0, 0, 1]), AtomId(Digest([1; 16])));
+        patch.pods.removed.insert(PodUid::from("u"));
+        patch.logging = Some(Logging::default());
+        patch.moved.insert(id(3), id(1));
+        assert_eq!(patch.len(), 3 + 3 + 1 + 4);
     }
 }

@@ -116,7 +116,7 @@ impl Row {
     /// # Errors
     ///
     /// [`RowError`] if the steps do not start at 0 or do not rise.
-    pub fn new(mut steps: Vec<Step>) -> Result<Self, RowError> {
+    pub fn new(steps: Vec<Step>) -> Result<Self, RowError> {
         let found = steps.first().map(|step| step.start);
         if found != Some(PortKey::MIN) {
             return Err(RowError::Start { found: found.map(PortKey::bits) });
@@ -125,8 +125,24 @@ impl Row {
             let index = before + 1;
             return Err(RowError::Order { index, start: steps[index].start.bits() });
         }
+        Ok(Self::merged(steps))
+    }
+
+    fn merged(mut steps: Vec<Step>) -> Self {
         steps.dedup_by(|later, earlier| later.act == earlier.act);
-        Ok(Self(steps.into()))
+        Self(steps.into())
+    }
+
+    /// The row that says `act` of one protocol and port, and of all others what this one says.
+    #[must_use]
+    pub fn with(&self, key: PortKey, act: Act) -> Self {
+        let mut steps: Vec<_> = self.0.iter().filter(|step| step.start < key).copied().collect();
+        steps.push(Step { start: key, act });
+        if let Some(next) = key.next() {
+            steps.push(Step { start: next, act: self.act(next) });
+            steps.extend(self.0.iter().filter(|step| step.start > next));
+        }
+        Self::merged(steps)
     }
 
     /// The steps, sorted by where they start.
@@ -183,6 +199,25 @@ mod tests {
     fn neighbours_that_say_the_same_are_one_step() {
         let row = Row::new(vec![step(0, 0, Verdict::Deny), step(6, 80, Verdict::Deny)]);
         assert_eq!(row, Ok(Row::uniform(act(Verdict::Deny))));
+    }
+
+    #[test]
+    fn one_port_can_be_said_otherwise() {
+        use Verdict::{Allow, Deny};
+        let row = Row::new(vec![step(0, 0, Deny), step(6, 80, Allow), step(6, 82, Deny)]).expect("a row");
+        for key in [PortKey::MIN, PortKey::new(6, 79), PortKey::new(6, 81), PortKey::new(6, 82), PortKey::MAX]
+        {
+            for verdict in [Allow, Deny] {
+                let other = row.with(key, act(verdict));
+                for at in
+                    (0x6_004d..0x6_0055).filter_map(PortKey::from_bits).chain([PortKey::MIN, PortKey::MAX])
+                {
+                    let expected = if at == key { verdict } else { row.act(at).verdict };
+                    assert_eq!(other.act(at).verdict, expected, "{at:?} of {other:?}");
+                }
+                assert_eq!(Row::new(other.steps().to_vec()), Ok(other));
+            }
+        }
     }
 
     #[test]

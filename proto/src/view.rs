@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{Act, AtomId, AttributionId, PodUid, PortKey, Row, SetId};
+use crate::{Act, AtomId, AttributionId, Frontend, PodUid, PortKey, Row, Service, SetId};
 
 /// Which side of a connection a pod is on, seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -283,6 +283,8 @@ pub struct NodeView {
     pub addresses: BTreeMap<IpAddr, AtomId>,
     /// Remote blocks, from `ipBlock` peers.
     pub blocks: BTreeMap<Block, AtomId>,
+    /// Where Services are called; empty while nothing isolates one of the node's pods on egress.
+    pub services: BTreeMap<Frontend, Service>,
     /// What is logged.
     pub logging: Logging,
 }
@@ -441,6 +443,7 @@ mod tests {
             attributions: [(policy.id(), policy.into())].into(),
             addresses: [("10.0.0.1".parse().unwrap(), near)].into(),
             blocks: [("0.0.0.0/0".parse().unwrap(), AtomId(Digest([3; 16])))].into(),
+            services: BTreeMap::new(),
             logging: Logging::default(),
         };
         (view, uid)

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use durward_proto::{
-    Act, AtomId, Attribution, AttributionId, Block, Delta, Digest, Direction, IdentifyRequest, Identity,
-    LateAttach, LogMode, Logging, LossPlace, NodeReport, NodeView, Patch, Pod, PodName, PodUid, Policy,
-    PolicyList, PortKey, Row, Set, SetDelta, SetId, Step, ToNode, Verdict, Version, Workload, encode, wire,
+    Act, AtomId, Attribution, AttributionId, Backend, Block, Delta, Digest, Direction, Frontend,
+    IdentifyRequest, Identity, LateAttach, LogMode, Logging, LossPlace, NodeReport, NodeView, Patch, Pod,
+    PodName, PodUid, Policy, PolicyList, PortKey, Row, Service, Set, SetDelta, SetId, Step, ToNode, Verdict,
+    Version, Workload, encode, wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -92,6 +93,20 @@ fn logging() -> impl Strategy<Value = Logging> {
     (mode(), mode(), 0..i64::MAX).prop_map(|(allow, deny, generation)| Logging { allow, deny, generation })
 }
 
+fn frontend() -> impl Strategy<Value = Frontend> {
+    let port = (any::<u8>(), 1..=u16::MAX).prop_map(|(protocol, port)| PortKey::new(protocol, port));
+    (prop::option::of(address()), port).prop_map(|(address, port)| Frontend { address, port })
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let backend = (address(), 1..=u16::MAX).prop_map(|(address, port)| Backend { address, port });
+    (text(), text(), btree_set(backend, 0..3)).prop_map(|(namespace, name, backends)| Service {
+        namespace,
+        name,
+        backends: backends.into_iter().collect(),
+    })
+}
+
 fn uid() -> impl Strategy<Value = PodUid> {
     text().prop_map(PodUid)
 }
@@ -122,16 +137,12 @@ fn patch() -> impl Strategy<Value = Patch> {
         delta(lists, btree_set(digest().prop_map(AttributionId), 0..3)),
         delta(btree_map(address(), atom(), 0..4), btree_set(address(), 0..3)),
         delta(btree_map(block(), atom(), 0..4), btree_set(block(), 0..3)),
+        delta(btree_map(frontend(), service(), 0..4), btree_set(frontend(), 0..3)),
         prop::option::of(logging()),
+        any::<bool>(),
     )
-        .prop_map(|(moved, pods, sets, attributions, addresses, blocks, logging)| Patch {
-            moved,
-            pods,
-            sets,
-            attributions,
-            addresses,
-            blocks,
-            logging,
+        .prop_map(|(moved, pods, sets, attributions, addresses, blocks, services, logging, merged)| {
+            Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged }
         })
 }
 
@@ -176,6 +187,13 @@ fn large_view() -> NodeView {
         denies_logged: number == 1,
     };
     let host = |number: usize| IpAddr::V4((0x0a02_0000 + number as u32).into());
+    let service = |number: usize| Service {
+        namespace: "default".into(),
+        name: format!("service-{number}").into(),
+        backends: [Backend { address: host(number), port: 80 }].into(),
+    };
+    let frontend =
+        |number| Frontend { address: Some(host(number)), port: PortKey::new(6, number as u16 + 1) };
     NodeView {
         pods: (0..200).map(|number| (PodUid::from(&*format!("uid-{number}")), pod(number))).collect(),
         sets: [
@@ -187,6 +205,7 @@ fn large_view() -> NodeView {
         attributions: (0..9).map(|number| (policy(number).id(), policy(number))).collect(),
         addresses: (0..20_000).map(|number| (host(number), AtomId(digest_of(number % 50)))).collect(),
         blocks: [("10.0.0.0/8".parse().unwrap(), AtomId(digest_of(1)))].into(),
+        services: (0..20_000).map(|number| (frontend(number), service(number))).collect(),
         logging: Logging { allow: LogMode::All, deny: LogMode::Delegated, generation: 7 },
     }
 }
@@ -298,6 +317,14 @@ fn good() -> wire::Patch {
             deny: wire::LogMode::All.into(),
             generation: 1,
         }),
+        put_services: vec![wire::Service {
+            frontend: Some(wire::Frontend { address: vec![10, 96, 0, 1], port: 0x6_0050 }),
+            namespace: "a".into(),
+            name: "s".into(),
+            backends: vec![wire::Backend { address: vec![10, 0, 0, 1], port: 80 }],
+        }],
+        removed_services: vec![wire::Frontend { address: vec![], port: 0x6_7530 }],
+        merged: false,
     }
 }
 
@@ -407,6 +434,25 @@ fn bad_messages_are_refused_by_name() {
             |p| p.logging.as_mut().unwrap().deny = 4,
             "Logging.deny: 4 is unknown to this version; the peer may be newer",
         ),
+        (|p| p.put_services[0].frontend = None, "Service.frontend: it is missing"),
+        (|p| p.put_services[0].name.clear(), "Service.name: it is missing"),
+        (|p| twice(&mut p.put_services), "Patch.put_services: 6 10.96.0.1:80 occurs twice"),
+        (
+            |p| twice(&mut p.put_services[0].backends),
+            "Service.backends: 10.0.0.1:80 is not after the one before it",
+        ),
+        (|p| p.put_services[0].backends[0].port = 0, "Backend.port: it is missing"),
+        (
+            |p| p.put_services[0].backends[0].port = 65_536,
+            "Backend.port: 65536 is above the last port, 65535",
+        ),
+        (|p| p.put_services[0].backends[0].address.clear(), "Backend.address: 0 bytes, expected 4 or 16"),
+        (|p| p.removed_services[0].port = 0x6_0000, "Frontend.port: it is missing"),
+        (
+            |p| p.removed_services[0].port = 0x100_0000,
+            "Frontend.port: 0x1000000 is above the last protocol and port, 0xffffff",
+        ),
+        (|p| twice(&mut p.removed_services), "Patch.removed_services: 6 *:30000 occurs twice"),
         (|p| p.logging.as_mut().unwrap().generation = -1, "Logging.generation: -1 is negative"),
     ];
     assert!(Patch::try_from(good()).is_ok());

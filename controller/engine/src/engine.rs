@@ -10,6 +10,7 @@ use crate::cluster::{Cluster, Dirt, sorted};
 use crate::object::{Event, Key, Policy};
 use crate::own::SetPair;
 use crate::rules::{Enforced, Rules};
+use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
 use crate::table::{BodyId, ClassId, GroupId, NodeId};
 use crate::tally::Uses;
@@ -49,6 +50,10 @@ pub struct Sizes {
     pub rows: usize,
     /// Attributions in use.
     pub attributions: usize,
+    /// Addresses and ports at which Services are called.
+    pub frontends: usize,
+    /// EndpointSlices.
+    pub slices: usize,
 }
 
 /// All objects of the cluster, and the views of the nodes that somebody subscribed to.
@@ -62,6 +67,7 @@ pub struct Engine {
     cluster: Cluster,
     rules: Rules,
     sets: Sets,
+    services: Services,
     views: HashMap<NodeId, View>,
     /// Policies that isolate groups from now on, or no longer, in the order of events.
     edits: Vec<(GroupId, Direction, BodyId, bool)>,
@@ -78,6 +84,7 @@ impl Engine {
             cluster: Cluster::default(),
             rules: Rules::default(),
             sets: Sets::new(limits),
+            services: Services::default(),
             views: HashMap::new(),
             edits: vec![],
         }
@@ -96,6 +103,8 @@ impl Engine {
         for node in sorted(std::mem::take(&mut self.cluster.dirty)) {
             self.publish(node, &mut pairs, &mut patches);
         }
+        let changes = self.services.settle();
+        self.publish_services(&changes, &mut patches);
         if self.logging != logging {
             for &node in self.views.keys() {
                 let patch: &mut Patch = patches.entry(self.cluster.nodes.key(node).clone()).or_default();
@@ -130,8 +139,17 @@ impl Engine {
         let (atoms, attributions) = <(Uses<_>, Uses<_>)>::default();
         let refresh = Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions };
         let patch = refresh.run(*dirt);
+        if !patch.sets.is_empty() {
+            self.services.need(node, view.judges_egress(&self.sets));
+        }
         if !patch.is_empty() {
             patches.insert(self.cluster.nodes.key(node).clone(), patch);
+        }
+    }
+
+    fn publish_services(&mut self, changes: &Changes, patches: &mut BTreeMap<Arc<str>, Patch>) {
+        for (node, services) in self.services.publish(changes) {
+            patches.entry(self.cluster.nodes.key(node).clone()).or_default().services = services;
         }
     }
 
@@ -150,6 +168,10 @@ impl Engine {
                 policies.insert(key.clone());
                 self.change_policy(key, None);
             }
+            Event::Service(service) => self.services.put_service(service),
+            Event::ServiceGone(key) => self.services.remove_service(&key),
+            Event::EndpointSlice(slice) => self.services.put_slice(slice),
+            Event::EndpointSliceGone(key) => self.services.remove_slice(&key),
             Event::Logging(logging) => self.logging = logging,
         }
     }
@@ -216,9 +238,14 @@ impl Engine {
         }
     }
 
+    /// [`Engine::subscribe_with`] of a node that judges after translation.
+    pub fn subscribe(&mut self, node: &str) -> NodeView {
+        self.subscribe_with(node, Detail::Frontends)
+    }
+
     /// From now on `apply` says what changes in this node's view. This is the view that the first
     /// patch applies to. Asking again gives the view as it is now.
-    pub fn subscribe(&mut self, node: &str) -> NodeView {
+    pub fn subscribe_with(&mut self, node: &str, detail: Detail) -> NodeView {
         self.unsubscribe(node);
         let node = self.cluster.node(&node.into());
         self.cluster.nodes.hold(node);
@@ -227,8 +254,10 @@ impl Engine {
         let pods = self.cluster.nodes[node].pods.clone();
         self.cluster.nodes[node].dirt = Some(Box::new(Dirt { pods, ..Dirt::default() }));
         self.views.insert(node, View::default());
+        self.services.listen(node, detail);
         let mut patches = BTreeMap::new();
         self.publish(node, &mut HashMap::new(), &mut patches);
+        self.publish_services(&Changes::new(), &mut patches);
         self.collect();
         let empty = NodeView { logging: self.logging, ..NodeView::default() };
         let patch = patches.into_values().next().unwrap_or_default();
@@ -248,13 +277,17 @@ impl Engine {
         Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions }.clear();
         self.cluster.watching -= 1;
         self.cluster.nodes[node].subscribed = false;
+        self.services.leave(node);
         self.cluster.nodes.release(node);
         self.collect();
     }
 
     /// How much there is of everything.
     pub fn sizes(&self) -> Sizes {
+        let (frontends, slices) = self.services.sizes();
         Sizes {
+            frontends,
+            slices,
             policies: self.policies.len(),
             pods: self.cluster.pods.len(),
             namespaces: self.cluster.namespaces.len(),

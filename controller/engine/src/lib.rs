@@ -26,6 +26,7 @@ mod row;
 mod rules;
 pub mod sample;
 mod selector;
+mod service;
 mod set;
 mod table;
 mod tally;
@@ -34,3 +35,4 @@ mod words;
 
 pub use engine::{Engine, Outcome, Sizes};
 pub use limit::{Fault, Limits};
+pub use service::Detail;

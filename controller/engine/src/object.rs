@@ -227,6 +227,50 @@ pub enum Operator {
     DoesNotExist,
 }
 
+/// A Service that kube-proxy translates; headless ones are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: Key,
+    /// ClusterIPs, external addresses, and those of load balancers.
+    pub addresses: Vec<IpAddr>,
+    /// What is served there.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name, by which slices say where calls end; empty if it is the only one.
+    pub name: Arc<str>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number at the Service's addresses.
+    pub number: u16,
+    /// Its number at every node, if it has one.
+    pub node_port: Option<u16>,
+}
+
+/// Where calls to a Service may end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub key: Key,
+    /// The name of its Service, in the same namespace.
+    pub service: Arc<str>,
+    /// Addresses that calls may be sent to: those that are ready, and those that still serve.
+    pub addresses: Vec<IpAddr>,
+    /// The Service's ports by name, with their numbers there.
+    pub ports: Vec<NamedPort>,
+}
+
+impl EndpointSlice {
+    /// Namespace and name of its Service.
+    pub fn service_key(&self) -> Key {
+        Key { namespace: self.key.namespace.clone(), name: self.service.clone() }
+    }
+}
+
 /// Something changed in the cluster. What an object refers to need not be there, what goes need not
 /// have been there, and the same thing may be said twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -243,6 +287,14 @@ pub enum Event {
     Policy(Policy),
     /// There is no such policy.
     PolicyGone(Key),
+    /// A Service is so.
+    Service(Service),
+    /// There is no such Service.
+    ServiceGone(Key),
+    /// An EndpointSlice is so.
+    EndpointSlice(EndpointSlice),
+    /// There is no such EndpointSlice.
+    EndpointSliceGone(Key),
     /// What is logged is so; `Logging::default()` if there is no NetworkLogging object.
     Logging(Logging),
 }

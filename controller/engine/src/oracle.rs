@@ -4,10 +4,10 @@
 //! shared with the engine. Tests hold the engine, and the kernel, against it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use durward_proto::{Direction, Verdict, view};
+use durward_proto::{Block, Direction, Verdict, view};
 
 use crate::object::{
     Event, Key, NAMESPACE_NAME_LABEL, Namespace, Operator, Peer, Pod, Policy, Port, Ports, Rule, Selector,
@@ -56,6 +56,9 @@ impl Cluster {
             Event::NamespaceGone(name) => drop(self.namespaces.remove(&name)),
             Event::Policy(policy) => drop(self.policies.insert(policy.key.clone(), policy)),
             Event::PolicyGone(key) => drop(self.policies.remove(&key)),
+            // Packets have their backend as their remote by the time that policies are asked.
+            Event::Service(_) | Event::ServiceGone(_) => {}
+            Event::EndpointSlice(_) | Event::EndpointSliceGone(_) => {}
             Event::Logging(logging) => self.logging = logging,
         }
     }
@@ -89,10 +92,9 @@ impl Cluster {
     /// A rule permits a packet if one of its peers and one of its ports match the same remote end.
     /// That may be any pod that has the address, or the address by itself.
     fn rule_permits(&self, policy: &Policy, rule: &Rule, subject: &Pod, packet: &Packet) -> bool {
-        let remote = view::canonical(packet.remote);
-        let has_address = |pod: &&Pod| {
-            counts(pod) && pod.addresses.iter().any(|&address| view::canonical(address) == remote)
-        };
+        let remote = unmapped(packet.remote);
+        let has_address =
+            |pod: &&Pod| counts(pod) && pod.addresses.iter().any(|&address| unmapped(address) == remote);
         let ends = self.pods.values().filter(has_address).map(Some).chain([None]);
         ends.into_iter().any(|end| {
             let peer = rule.peers.is_empty()
@@ -110,7 +112,7 @@ impl Cluster {
     fn peer_matches(&self, policy: &Policy, peer: &Peer, end: Option<&Pod>, remote: IpAddr) -> bool {
         match peer {
             Peer::Block { block, except } => {
-                block.contains(remote) && !except.iter().any(|hole| hole.contains(remote))
+                holds(block, remote) && !except.iter().any(|hole| holds(hole, remote))
             }
             Peer::Pods { namespaces, pods } => end.is_some_and(|pod| {
                 let namespace = match namespaces {
@@ -142,6 +144,29 @@ fn isolates(policy: &Policy, subject: &Pod, direction: Direction) -> bool {
     };
     let same_namespace = policy.key.namespace == subject.key.namespace;
     counts(subject) && applies && same_namespace && selects(selector, &subject.labels)
+}
+
+/// An IPv4 address in IPv6 form is that IPv4 address.
+fn unmapped(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => match v6.segments() {
+            [0, 0, 0, 0, 0, 0xffff, high, low] => {
+                Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into()
+            }
+            _ => address,
+        },
+        IpAddr::V4(_) => address,
+    }
+}
+
+/// Whether an address is of the block's family, and its first bits are the block's.
+fn holds(block: &Block, address: IpAddr) -> bool {
+    let same = match (block.address(), address) {
+        (IpAddr::V4(first), IpAddr::V4(address)) => (first.to_bits() ^ address.to_bits()).leading_zeros(),
+        (IpAddr::V6(first), IpAddr::V6(address)) => (first.to_bits() ^ address.to_bits()).leading_zeros(),
+        _ => return false,
+    };
+    same >= u32::from(block.length())
 }
 
 fn port_matches(port: &Port, destination: Option<&Pod>, packet: &Packet) -> bool {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use durward_proto::{AtomId, Block, Delta, Patch, Row, SetDelta, view};
+use durward_proto::{AtomId, Block, Delta, Direction, Patch, Row, SetDelta, view};
 use hashbrown::HashMap;
 
 use crate::address::Change;
@@ -42,6 +42,13 @@ pub(crate) struct View {
     pub(crate) named_blocks: usize,
     /// How many rows name each list.
     attributions: Tally<AttributionIndex>,
+}
+
+impl View {
+    /// Whether one of the node's pods is isolated on egress.
+    pub(crate) fn judges_egress(&self, sets: &Sets) -> bool {
+        self.sets.things().any(|set| sets.whole(set).direction == Direction::Egress)
+    }
 }
 
 /// Brings one node's view up to date and says what changed.

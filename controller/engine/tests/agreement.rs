@@ -5,9 +5,9 @@ mod random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use durward_engine::object::Event;
+use durward_engine::object::{Event, Key};
 use durward_engine::oracle::{Cluster, Packet};
-use durward_engine::{Engine, Limits, Sizes};
+use durward_engine::{Engine, Fault, Limits, Outcome, Sizes};
 use durward_proto::{Direction, NodeView, PortKey};
 use proptest::prelude::*;
 
@@ -71,65 +71,114 @@ fn questions<'a>(
     ends.flat_map(|(pod, remote)| Direction::BOTH.map(|direction| (pod, remote, direction)))
 }
 
+/// One step of a history.
+#[derive(Clone, Debug)]
+struct Step {
+    /// Before it, this node subscribes or, if it has, leaves.
+    node: Option<&'static str>,
+    events: Vec<Event>,
+    /// After it, what was said is said again.
+    again: Again,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Again {
+    Nothing,
+    /// The same events: a watch may repeat itself.
+    Events,
+    /// All that there is: a watch that was lost lists anew.
+    Everything,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let node = prop::option::weighted(0.3, prop::sample::select(&NODES[..]));
+    let again =
+        prop_oneof![4 => Just(Again::Nothing), 1 => Just(Again::Events), 1 => Just(Again::Everything)];
+    (node, prop::collection::vec(random::event(), 0..6), again).prop_map(|(node, events, again)| Step {
+        node,
+        events,
+        again,
+    })
+}
+
+fn print(steps: &[Step]) -> String {
+    let node = |node| format!("# {node} subscribes or leaves, and then\n");
+    let step = |Step { node: name, events, again }: &Step| {
+        let begin = name.map(node).unwrap_or_default();
+        format!("{begin}{}# again: {again:?}\n", random::print::events(events))
+    };
+    steps.iter().map(step).collect()
+}
+
 #[test]
 fn history_does_not_matter() {
-    let batch = prop::collection::vec(random::event(), 0..6);
-    // Before each batch a node may subscribe or, if it has, leave.
-    let step = (prop::option::weighted(0.3, prop::sample::select(&NODES[..])), batch);
-    let history = prop::collection::vec(step, 1..10);
-    let print = |steps: &Vec<(Option<&str>, Vec<Event>)>| {
-        let step =
-            |(node, events): &(Option<&str>, _)| format!("# {node:?}\n{}", random::print::events(events));
-        steps.iter().map(step).collect()
-    };
-    random::check(10_000, history, print, |steps| {
-        let mut engine = Engine::new(Limits::default());
-        let mut told = Views::new();
-        let mut faults = BTreeMap::new();
-        let mut so_far = vec![];
-        for (node, events) in steps {
-            if let Some(node) = node {
-                match told.remove(node) {
-                    Some(_) => engine.unsubscribe(node),
-                    None => drop(told.insert(node.into(), engine.subscribe(node))),
-                }
-            }
-            so_far.extend(events.clone());
-            let outcome = engine.apply(events);
-            for (node, patch) in outcome.patches {
-                prop_assert!(told.contains_key(&node), "a patch for {}, which did not ask", node);
-                prop_assert!(!patch.is_empty(), "an empty patch for {}", node);
-                prop_assert!(
-                    patch.pods.put.keys().all(|uid| !patch.pods.removed.contains(uid)),
-                    "put and removed"
-                );
-                let view = told[&node].patched(patch);
-                told.insert(node, view.map_err(|error| TestCaseError::fail(error.to_string()))?);
-            }
-            for (key, fault) in outcome.faults {
-                match fault {
-                    Some(fault) => {
-                        prop_assert!(faults.insert(key, fault.clone()) != Some(fault), "the same fault")
+    let history = prop::collection::vec(step(), 1..10);
+    random::check(
+        10_000,
+        history,
+        |steps| print(steps),
+        |steps| {
+            let mut engine = Engine::new(Limits::default());
+            let mut told = Views::new();
+            let mut faults = BTreeMap::new();
+            let mut so_far = vec![];
+            for Step { node, events, again } in steps {
+                if let Some(node) = node {
+                    match told.remove(node) {
+                        Some(_) => engine.unsubscribe(node),
+                        None => drop(told.insert(node.into(), engine.subscribe(node))),
                     }
-                    None => prop_assert!(faults.remove(&key).is_some(), "{} had no fault", key),
+                }
+                so_far.extend(events.clone());
+                let cluster = cluster(&so_far);
+                hear(&mut told, &mut faults, engine.apply(events.clone()))?;
+                let repeated = match again {
+                    Again::Nothing => vec![],
+                    Again::Events => events,
+                    Again::Everything => state(&cluster).collect(),
+                };
+                let Outcome { patches, faults: again } = engine.apply(repeated);
+                prop_assert!(
+                    patches.is_empty() && again.is_empty(),
+                    "news of what is known: {:?} {:?}",
+                    patches,
+                    again
+                );
+                let (mut fresh, fresh_faults) = from_state(&cluster);
+                prop_assert_eq!(&faults, &fresh_faults);
+                for (node, view) in &told {
+                    prop_assert_eq!(view.check(), Ok(()));
+                    nothing_superfluous(view)?;
+                    prop_assert_eq!(view, &fresh.subscribe(node), "{}", node);
                 }
             }
-            let (mut fresh, fresh_faults) = from_state(&cluster(&so_far));
-            prop_assert_eq!(&faults, &fresh_faults);
-            for (node, view) in &told {
-                prop_assert_eq!(view.check(), Ok(()));
-                nothing_superfluous(view)?;
-                prop_assert_eq!(view, &fresh.subscribe(node), "{}", node);
-            }
+            let cluster = cluster(&so_far);
+            told.keys().for_each(|node| engine.unsubscribe(node));
+            engine.apply(cluster.pods.into_keys().map(Event::PodGone));
+            engine.apply(cluster.policies.into_keys().map(Event::PolicyGone));
+            engine.apply(cluster.namespaces.into_keys().map(Event::NamespaceGone));
+            prop_assert_eq!(engine.sizes(), Sizes::default());
+            Ok(())
+        },
+    );
+}
+
+/// Takes what came out of the engine; nothing of it may be superfluous.
+fn hear(told: &mut Views, faults: &mut BTreeMap<Key, Fault>, outcome: Outcome) -> Result<(), TestCaseError> {
+    for (node, patch) in outcome.patches {
+        prop_assert!(told.contains_key(&node), "a patch for {}, which did not ask", node);
+        prop_assert!(!patch.is_empty(), "an empty patch for {}", node);
+        prop_assert!(patch.pods.put.keys().all(|uid| !patch.pods.removed.contains(uid)), "put and removed");
+        let view = told[&node].patched(patch);
+        told.insert(node, view.map_err(|error| TestCaseError::fail(error.to_string()))?);
+    }
+    for (key, fault) in outcome.faults {
+        match fault {
+            Some(fault) => prop_assert!(faults.insert(key, fault.clone()) != Some(fault), "the same fault"),
+            None => prop_assert!(faults.remove(&key).is_some(), "{} had no fault", key),
         }
-        let cluster = cluster(&so_far);
-        told.keys().for_each(|node| engine.unsubscribe(node));
-        engine.apply(cluster.pods.into_keys().map(Event::PodGone));
-        engine.apply(cluster.policies.into_keys().map(Event::PolicyGone));
-        engine.apply(cluster.namespaces.into_keys().map(Event::NamespaceGone));
-        prop_assert_eq!(engine.sizes(), Sizes::default());
-        Ok(())
-    });
+    }
+    Ok(())
 }
 
 /// A view holds nothing that could be left out.
@@ -162,13 +211,18 @@ fn views(engine: &mut Engine) -> Views {
     NODES.into_iter().map(|node| (node.into(), engine.subscribe(node))).collect()
 }
 
-/// A fresh engine that hears of the state only, policies first: they refer to what is not there yet.
-fn from_state(cluster: &Cluster) -> (Engine, BTreeMap<durward_engine::object::Key, durward_engine::Fault>) {
+/// All that there is, policies first: they refer to what is not there yet.
+fn state(cluster: &Cluster) -> impl Iterator<Item = Event> {
+    let Cluster { pods, namespaces, policies, logging } = cluster.clone();
+    let pods = pods.into_values().map(Event::Pod);
+    let namespaces = namespaces.into_values().map(Event::Namespace);
+    let policies = policies.into_values().map(Event::Policy);
+    policies.chain(pods).chain(namespaces).chain([Event::Logging(logging)])
+}
+
+/// A fresh engine that hears of the state only.
+fn from_state(cluster: &Cluster) -> (Engine, BTreeMap<Key, Fault>) {
     let mut engine = Engine::new(Limits::default());
-    let policies = cluster.policies.values().cloned().map(Event::Policy);
-    let pods = cluster.pods.values().cloned().map(Event::Pod);
-    let namespaces = cluster.namespaces.values().cloned().map(Event::Namespace);
-    let outcome =
-        engine.apply(policies.chain(pods).chain(namespaces).chain([Event::Logging(cluster.logging)]));
+    let outcome = engine.apply(state(cluster));
     (engine, outcome.faults.into_iter().filter_map(|(key, fault)| Some((key, fault?))).collect())
 }

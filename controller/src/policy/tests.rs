@@ -106,6 +106,36 @@ fn bits_after_the_prefix_do_not_count() {
 }
 
 #[test]
+fn an_unknown_field_is_seen_wherever_it_is() {
+    let requirement = json!({ "key": "a", "operator": "Exists", "regex": "x" });
+    let block = json!({ "cidr": "10.0.0.0/8", "region": 1 });
+    for (spec, field) in [
+        (json!({ "tier": 1 }), "spec.tier"),
+        (json!({ "podSelector": { "matchFields": [] } }), "spec.podSelector.matchFields"),
+        (json!({ "ingress": [{ "action": "Deny" }] }), "spec.ingress[0].action"),
+        (json!({ "egress": [{}, { "action": "Deny" }] }), "spec.egress[1].action"),
+        (from(json!({ "podSelector": {}, "user": 1 })), "spec.ingress[0].from[0].user"),
+        (from(json!({ "ipBlock": block })), "spec.ingress[0].from[0].ipBlock.region"),
+        (
+            from(json!({ "namespaceSelector": { "matchExpressions": [requirement] } })),
+            "spec.ingress[0].from[0].namespaceSelector.matchExpressions[0].regex",
+        ),
+        (ports(json!({ "port": 80, "icmpType": 8 })), "spec.egress[0].ports[0].icmpType"),
+    ] {
+        let (.., reason) = unreadable(spec);
+        assert!(reason.contains(&format!("{field}: unknown field")), "{reason:?} does not say {field:?}");
+    }
+    let mut object = json!({ "metadata": { "name": "p" }, "spec": {}, "status": {}, "action": "Deny" });
+    let reason = |object: &Value| match policy(&serde_json::from_value(object.clone()).unwrap()).spec {
+        Spec::Unreadable { reason, .. } => Some(reason),
+        Spec::Readable(_) => None,
+    };
+    assert!(reason(&object).is_some_and(|reason| reason.contains("action: unknown field")));
+    object.as_object_mut().unwrap().remove("action");
+    assert_eq!(reason(&object), None, "servers before 1.28 may still say a status");
+}
+
+#[test]
 fn an_unknown_field_anywhere_is_named_and_the_policy_still_selects() {
     let web = Selector(vec![label("app", "web")]);
     let mut spec = from(json!({ "podSelector": {} }));

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use durward_engine::Detail;
 use durward_engine::object::{Event, Key, Pod};
 use durward_proto::wire::control_client::ControlClient;
 use durward_proto::wire::{FromNode, Hello, from_node};
@@ -57,7 +58,8 @@ impl Controller {
         let ((changes, changed), (asks, asked)) = (mpsc::channel(16), mpsc::channel(16));
         let (progress, progressed) = watch::channel(Progress::default());
         let (stop, stopped) = oneshot::channel();
-        let task = Task::new(progress, notices, Arc::default(), metrics.clone());
+        let backends = watch::Sender::new(false);
+        let task = Task::new(progress, backends, notices, Arc::default(), metrics.clone());
         tokio::spawn(task.run(changed, asked, async { drop(stopped.await) }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,7 +68,7 @@ impl Controller {
         let stop = Some(stop);
         let this = Self { changes, notices: told, progress: progressed, metrics, address, stop, server };
         this.tell([Change::Node("node-1".into(), true)]).await;
-        this.tell(Kind::ALL.map(Change::Listed)).await;
+        this.tell(Kind::NEEDED.map(Change::Listed)).await;
         this
     }
 
@@ -89,7 +91,7 @@ impl Controller {
 
     async fn node(&self, has: Option<Version>) -> Node {
         let has = has.map(wire::Version::from);
-        self.say(from_node::Message::Hello(Hello { node: "node-1".to_owned(), has })).await
+        self.say(from_node::Message::Hello(Hello { node: "node-1".to_owned(), has, backends: false })).await
     }
 
     async fn say(&self, first: from_node::Message) -> Node {
@@ -256,6 +258,30 @@ async fn a_node_that_does_not_read_is_owed_the_newest_view_and_no_queue() {
 }
 
 #[tokio::test]
+async fn a_node_that_falls_too_far_behind_comes_back_for_the_whole_view() {
+    const PODS: usize = 6_000;
+    let controller = Controller::start().await;
+    let mut node = controller.node(None).await;
+    node.open().await;
+    for round in 1..=3 {
+        controller.tell((0..PODS).map(|number| Change::Engine(Event::Pod(pod(number, round))))).await;
+    }
+    until("it is behind", || controller.metrics.nodes_behind.get() == 1).await;
+    assert_eq!(node.refused().await.code(), Code::Aborted);
+
+    let mut again = controller.node(node.has).await;
+    assert!(again.open().await > 0);
+    while again.view.pods.len() < PODS {
+        again.hear().await.unwrap();
+    }
+    controller.log(5).await;
+    while again.view.logging != logging(5) {
+        again.hear().await.unwrap();
+    }
+    assert!(again.view.pods.values().all(|pod| pod.addresses[0].to_string().starts_with("10.3.")));
+}
+
+#[tokio::test]
 async fn a_newer_stream_of_a_node_replaces_the_older() {
     let controller = Controller::start().await;
     let mut older = controller.node(None).await;
@@ -274,7 +300,8 @@ async fn what_is_not_understood_is_refused_by_name_and_nothing_else_stops() {
     let controller = Controller::start().await;
     let mut good = controller.node(None).await;
     good.open().await;
-    let hello = |node: &str| from_node::Message::Hello(Hello { node: node.to_owned(), has: None });
+    let hello =
+        |node: &str| from_node::Message::Hello(Hello { node: node.to_owned(), has: None, backends: false });
     let version = |epoch| from_node::Message::Acked(wire::Version { epoch, number: 1 });
     for (first, code, text) in [
         // What a newer peer's arm looks like here.
@@ -350,7 +377,7 @@ async fn streams_end_when_the_controller_does_and_when_the_node_is_gone() {
     controller.tell([Change::Node("node-2".into(), true)]).await;
     let mut first = controller.node(None).await;
     first.open().await;
-    let hello = Hello { node: "node-2".to_owned(), has: None };
+    let hello = Hello { node: "node-2".to_owned(), has: None, backends: false };
     let mut second = controller.say(from_node::Message::Hello(hello)).await;
     second.open().await;
     controller.tell([Change::Node("node-2".into(), false)]).await;
@@ -365,13 +392,23 @@ fn nothing_is_published_before_every_kind_was_listed() {
     let (notices, _told) = Notices::new(metrics.clone());
     let (progress, _progressed) = watch::channel(Progress::default());
     let health = Arc::new(Health::default());
-    let mut task = Task::new(progress, notices, health.clone(), metrics);
-    task.apply([Change::Node("node-1".into(), true)].into_iter(), Instant::now());
+    let (backends, wanted) = watch::channel(false);
+    let mut task = Task::new(progress, backends, notices, health.clone(), metrics);
+    let nodes = ["node-1", "node-2"].map(|node| Change::Node(node.into(), true));
+    task.apply(nodes.into_iter(), Instant::now());
     let (reply, mut answer) = oneshot::channel();
-    task.answer(Ask::Subscribe { node: "node-1".into(), has: None, reply });
-    for kind in Kind::ALL {
+    task.answer(Ask::Subscribe { node: "node-1".into(), has: None, detail: Detail::Frontends, reply });
+    assert!(!*wanted.borrow(), "nobody needs slices");
+    let (reply, mut conservative) = oneshot::channel();
+    task.answer(Ask::Subscribe { node: "node-2".into(), has: None, detail: Detail::Backends, reply });
+    assert!(*wanted.borrow());
+    for kind in Kind::NEEDED {
         assert!(!health.ready().0 && answer.try_recv().is_err(), "{kind:?} is not listed yet");
         task.apply([Change::Listed(kind)].into_iter(), Instant::now());
     }
     assert!(health.ready().0 && answer.try_recv().unwrap().is_ok());
+    // Without its slices a Service's calls would all be denied there.
+    assert!(conservative.try_recv().is_err());
+    task.apply([Change::Listed(Kind::EndpointSlice)].into_iter(), Instant::now());
+    assert!(conservative.try_recv().unwrap().is_ok());
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::future::{self, Requests};
+use crate::future::{self, Lists, Requests};
 use crate::node::Node;
 
 pub(crate) const CRD: &str = include_str!("../../../crds/networkloggings.yaml");
@@ -145,12 +145,16 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) async fn start(cluster: &Cluster<'_>) -> Self {
+        Self::start_with(cluster, Lists::Streamed).await
+    }
+
+    pub(crate) async fn start_with(cluster: &Cluster<'_>, lists: Lists) -> Self {
         let any = "127.0.0.1:0".parse().unwrap();
         let listeners = Listeners::bind(&Config { listen: any, metrics_listen: any }).await.unwrap();
         let (grpc, http) = listeners.addresses().unwrap();
         let (stop, stopped) = oneshot::channel();
         let requests = Requests::default();
-        let client = future::client(&cluster.client, requests.clone());
+        let client = future::client(&cluster.client, requests.clone(), lists);
         let task = tokio::spawn(run(client, listeners, async { drop(stopped.await) }));
         Self { grpc, http, requests, stop, task }
     }

@@ -41,7 +41,7 @@ impl Node {
         let endpoint = Endpoint::from_shared(format!("http://{controller}")).unwrap();
         let mut client = ControlClient::new(endpoint.connect().await.unwrap());
         let (outbound, messages) = mpsc::channel(4);
-        let hello = Hello { node: name.to_owned(), has: None };
+        let hello = Hello { node: name.to_owned(), has: None, backends: false };
         outbound.send(FromNode { message: Some(from_node::Message::Hello(hello)) }).await.unwrap();
         let inbound = client.subscribe(ReceiverStream::new(messages)).await?.into_inner();
         let mut node = Self { view: NodeView::default(), version: None, outbound, inbound };

@@ -1,12 +1,13 @@
 //! One connection of the matrix, and what each judge says of it. Pure.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use durward_e2e::Protocol;
 use durward_engine::object::{Event, Key, Pod};
 use durward_engine::oracle::{Cluster, Packet};
 use durward_engine::{Engine, Limits};
-use durward_proto::{Direction, NodeView, PortKey, Verdict};
+use durward_proto::{Act, Direction, NodeView, PortKey, Row, Step, Verdict};
 
 /// A connection between two pods' addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,25 +30,23 @@ impl Cell {
             })
     }
 
-    /// What oracle and compiled rules say at both ends, with the rows that decide: for people who wonder.
-    pub(crate) fn explain(&self, cluster: &Cluster) -> String {
+    /// What the oracle, the compiled rules, and those that the nodes have say at both ends, and the rows that decide.
+    pub(crate) fn explain(&self, cluster: &Cluster, nodes: &BTreeMap<String, NodeView>) -> String {
         let Self { from, source, to, target, protocol, port } = self;
         let mut text = format!("{from} ({source}) → {to} ({target}) {protocol:?} port {port}\n");
-        for direction in Direction::BOTH {
+        for direction in [Direction::Egress, Direction::Ingress] {
             let (pod, packet) = self.seen(cluster, direction);
-            let oracle = cluster.judge(pod, &packet);
-            text += &format!("    {direction:?}: the oracle says {oracle:?}\n");
-            let Some(node) = &pod.node else { continue };
-            let view = view(cluster, node);
-            let key = PortKey::new(packet.protocol, packet.port);
-            let act = view.act(&pod.uid, direction, packet.remote, key);
-            text += &format!("    {direction:?}: the compiled rules say {act:?}");
-            if let Some(set) = view.pods.get(&pod.uid).and_then(|pod| view.sets.get(&pod.set(direction)?)) {
-                let atom = view.atom(packet.remote);
-                let row = atom.and_then(|atom| set.rows.get(&atom)).unwrap_or(&set.base);
-                text += &format!(", by atom {atom:?} and row {row:?}");
-            }
-            text += "\n";
+            let oracle = match cluster.judge(pod, &packet) {
+                None => "nothing isolates it".to_owned(),
+                Some((verdict, policies)) => by(verdict, &policies),
+            };
+            text += &format!("    {direction:?} of {}\n      the oracle:         {oracle}\n", pod.key);
+            let node = pod.node.as_deref().unwrap_or_default();
+            let compiled = view(cluster, node);
+            text += &format!("      the compiled rules: {}\n", rules(&compiled, pod, &packet));
+            let has =
+                nodes.get(node).map_or_else(|| "nobody knows".to_owned(), |view| rules(view, pod, &packet));
+            text += &format!("      those of node {node}:   {has}\n");
         }
         text
     }
@@ -58,9 +57,11 @@ impl Cell {
             Direction::Ingress => (&self.to, self.source),
             Direction::Egress => (&self.from, self.target),
         };
-        let protocol = match self.protocol {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
+        let protocol = match (self.protocol, remote) {
+            (Protocol::Tcp, _) => 6,
+            (Protocol::Udp, _) => 17,
+            (Protocol::Icmp, IpAddr::V4(_)) => 1,
+            (Protocol::Icmp, IpAddr::V6(_)) => 58,
         };
         (&cluster.pods[subject], Packet { direction, remote, protocol, port: self.port })
     }
@@ -75,4 +76,33 @@ fn view(cluster: &Cluster, node: &str) -> NodeView {
     let mut engine = Engine::new(Limits::default());
     engine.apply(events);
     engine.subscribe(node)
+}
+
+/// What a view says of a packet, and the row by which it does.
+fn rules(view: &NodeView, pod: &Pod, packet: &Packet) -> String {
+    let Some(own) = view.pods.get(&pod.uid) else { return "the pod is not there".into() };
+    let Some(set) = own.set(packet.direction).and_then(|set| view.sets.get(&set)) else {
+        return "nothing isolates it".into();
+    };
+    let special = view.atom(packet.remote).and_then(|atom| set.rows.get(&atom));
+    let (row, of) = special.map_or((&set.base, "everybody"), |row| (row, "the address"));
+    let act = row.act(PortKey::new(packet.protocol, packet.port));
+    format!("{}; the row of {of}: {}", said(view, act), steps(view, row))
+}
+
+/// From which protocol and port on a row says what.
+fn steps(view: &NodeView, row: &Row) -> String {
+    let step = |Step { start, act }: &Step| {
+        format!("from {}/{} on {}", start.protocol(), start.port(), said(view, *act))
+    };
+    row.steps().iter().map(step).collect::<Vec<_>>().join(", ")
+}
+
+fn said(view: &NodeView, Act { verdict, attribution }: Act) -> String {
+    view.attribution(attribution).map_or_else(|| "?".into(), |policies| by(verdict, &*policies.0))
+}
+
+fn by<'a>(verdict: Verdict, policies: impl IntoIterator<Item = &'a durward_proto::view::Policy>) -> String {
+    let names = policies.into_iter().map(|policy| format!(" {}/{}", policy.namespace, policy.name));
+    format!("{verdict:?} by{}", names.collect::<String>())
 }

@@ -1,14 +1,16 @@
 //! Nine pods in three namespaces on two nodes, what is said of them to API server and oracle alike, and the matrices
 //! of connections between them (IO).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use durward_e2e::{Bed, Outcome, Pod, Probe, Protocol, Result, Server, wait};
+use durward_e2e::{Bed, Error, Outcome, Pod, Probe, Protocol, Result, Server, wait};
 use durward_engine::object::{Event, Key, Labels, Namespace};
 use durward_engine::oracle::Cluster;
+use durward_proto::NodeView;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -18,9 +20,17 @@ use crate::{read, sequences::Change};
 pub(crate) const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 pub(crate) const PODS: [&str; 3] = ["a", "b", "c"];
 const PORTS: [u16; 2] = [80, 81];
+/// What each pod sends to each address.
+const PROBES: [(Protocol, u16); 5] = [
+    (Protocol::Tcp, PORTS[0]),
+    (Protocol::Tcp, PORTS[1]),
+    (Protocol::Udp, PORTS[0]),
+    (Protocol::Udp, PORTS[1]),
+    (Protocol::Icmp, 0),
+];
 
-/// How long silence is a denial, at first and at most: it doubles whenever a round is not as it should be, so that a busy
-/// machine gets the time that it needs.
+/// How long silence is a denial, at first and at most: it doubles whenever an answer that should come does not, so that a
+/// busy machine gets the time that it needs.
 const SILENCE: [Duration; 2] = [Duration::from_millis(650), Duration::from_secs(8)];
 
 /// A policy: its key, and its spec as JSON.
@@ -97,7 +107,7 @@ impl<'a> Grid<'a> {
         match change {
             Change::Policy(policy) => self.policy(policy),
             Change::DeletePolicy(key) => self.delete_policy(key),
-            Change::LabelPod(key, label, value) => self.label_pod(key, &[&format!("{label}={value}")]),
+            Change::LabelPod(key, label, value) => self.label_pod(key, &format!("{label}={value}")),
             Change::LabelNamespace(namespace, label, value) => {
                 let change = value.map_or(format!("{label}-"), |value| format!("{label}={value}"));
                 self.bed.kubectl(&["label", "namespace", namespace, &change, "--overwrite"])?;
@@ -116,15 +126,21 @@ impl<'a> Grid<'a> {
         }
     }
 
-    /// Puts back what sequences change of labels.
-    pub(crate) fn original_labels(&mut self) -> Result<()> {
-        for namespace in NAMESPACES {
-            let ns = format!("ns={namespace}");
-            self.bed.kubectl(&["label", "namespace", namespace, &ns, "team-", "--overwrite"])?;
-            self.say_namespace(namespace, &[("ns", namespace)]);
-        }
-        for key in self.pods.keys().cloned().collect::<Vec<_>>() {
-            self.label_pod(&key, &[&format!("pod={}", key.name), "role-"])?;
+    /// Puts back what these changes did to labels.
+    pub(crate) fn original_labels(&mut self, changes: &[Change]) -> Result<()> {
+        let mut done = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::LabelPod(key, label, _) if done.insert((key.to_string(), label)) => {
+                    self.label_pod(key, &format!("{label}-"))?;
+                }
+                Change::LabelNamespace(namespace, label, _)
+                    if done.insert((namespace.to_string(), label)) =>
+                {
+                    self.change(&Change::LabelNamespace(namespace, label, None))?;
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -132,31 +148,47 @@ impl<'a> Grid<'a> {
     /// Waits until two rounds in a row of the whole matrix are as the oracle says.
     pub(crate) fn holds(&self, what: &str) -> Result<()> {
         let cells = self.cells();
-        let (mut held, [mut silence, longest]) = (0, SILENCE);
-        wait(&format!("the matrix is as the oracle says: {what}"), || {
+        let (mut held, [mut silence, longest], mut wrong) = (0, SILENCE, vec![]);
+        let result = wait(&format!("the matrix is as the oracle says: {what}"), || {
             let outcomes = self.round(&cells, silence).map_err(|error| error.to_string())?;
-            let wrong = outcomes.into_iter().filter(|(cell, outcome)| {
-                let expected = if cell.allowed(&self.cluster) { Outcome::Allowed } else { Outcome::Denied };
-                *outcome != expected
-            });
-            let wrong: Vec<_> = wrong.collect();
-            if wrong.is_empty() {
-                held += 1;
-            } else {
-                (held, silence) = (0, longest.min(2 * silence));
+            let is_wrong = |(cell, outcome): &(&Cell, Outcome)| {
+                *outcome != if cell.allowed(&self.cluster) { Outcome::Allowed } else { Outcome::Denied }
+            };
+            wrong = outcomes.into_iter().filter(is_wrong).collect();
+            held = if wrong.is_empty() { held + 1 } else { 0 };
+            if wrong.iter().any(|(_, outcome)| *outcome == Outcome::Denied) {
+                silence = longest.min(2 * silence);
             }
-            if held >= 2 { Ok(()) } else { Err(self.report(&wrong)) }
-        })
+            if held >= 2 {
+                Ok(())
+            } else {
+                Err(format!("{} of {} cells are wrong", wrong.len(), cells.len()))
+            }
+        });
+        result.map_err(|error| Error::Unfit(format!("{error}\n{}", self.report(&wrong))))
     }
 
     fn report(&self, wrong: &[(&Cell, Outcome)]) -> String {
-        let policies: Vec<_> =
+        let policies: String =
             self.policies.iter().map(|(key, spec)| format!("  policy {key}: {spec}\n")).collect();
+        let nodes = self.bed.nodes().into_iter();
+        let nodes = nodes.filter_map(|node| Some((node.clone(), self.rules_on(&node).ok()?))).collect();
         let few = wrong.iter().take(5);
-        let cells: Vec<_> = few
-            .map(|(cell, outcome)| format!("  packets: {outcome:?}: {}", cell.explain(&self.cluster)))
+        let cells: String = few
+            .map(|(cell, outcome)| format!("  packets: {outcome:?}: {}", cell.explain(&self.cluster, &nodes)))
             .collect();
-        format!("{} of the cells are wrong\n{}{}", wrong.len(), policies.concat(), cells.concat())
+        format!("{policies}{cells}")
+    }
+
+    /// The rules that a node's enforcer has.
+    fn rules_on(&self, node: &str) -> Result<NodeView> {
+        let (system, field) = ("durward-system", format!("spec.nodeName={node}"));
+        let enforcers = ["-l", "app.kubernetes.io/name=durward-enforcer", "--field-selector", &field];
+        let pods = self.bed.json(&[&["-n", system, "get", "pods"], &enforcers[..]].concat())?;
+        let name = pods["items"][0]["metadata"]["name"].as_str().unwrap_or_default();
+        let dump = self.bed.exec(&format!("{system}/{name}"), &["/durward-enforcer", "dump"])?;
+        let dump: Value = serde_json::from_str(&dump).map_err(|error| Error::Unfit(error.to_string()))?;
+        NodeView::deserialize(&dump["view"]).map_err(|error| Error::Unfit(error.to_string()))
     }
 
     fn cells(&self) -> Vec<Cell> {
@@ -168,10 +200,7 @@ impl<'a> Grid<'a> {
                     [source.pod.v6.into(), target.pod.v6.into()],
                 ];
                 for [source, target] in families {
-                    for (protocol, port) in [Protocol::Tcp, Protocol::Udp]
-                        .into_iter()
-                        .flat_map(|protocol| PORTS.map(|port| (protocol, port)))
-                    {
+                    for (protocol, port) in PROBES {
                         let (from, to) = (from.clone(), to.clone());
                         cells.push(Cell { from, source, to, target, protocol, port });
                     }
@@ -202,9 +231,8 @@ impl<'a> Grid<'a> {
     }
 
     /// Labels a pod as kubectl is told to (`key=value`, or `key-`), for API server and oracle.
-    fn label_pod(&mut self, key: &Key, labels: &[&str]) -> Result<()> {
-        let pod = ["-n", &key.namespace, "label", "pod", &key.name];
-        self.bed.kubectl(&[&pod[..], labels, &["--overwrite"]].concat())?;
+    fn label_pod(&mut self, key: &Key, label: &str) -> Result<()> {
+        self.bed.kubectl(&["-n", &key.namespace, "label", "pod", &key.name, label, "--overwrite"])?;
         self.tell_pod(key)
     }
 

@@ -54,7 +54,7 @@ fn sequences_hold(bed: &Bed) -> Result<()> {
             grid.holds(&format!("{}, step {}", sequence.name, number + 1))?;
         }
         grid.no_policies()?;
-        grid.original_labels()?;
+        grid.original_labels(&sequence.changes)?;
     }
     Ok(())
 }

@@ -154,6 +154,16 @@ fn port_selection() -> Vec<Named> {
             ingress(pod("a"), json!([rule("from", &[peers(&ns("y"))], ports(&[("TCP", 80)]))])),
         ),
         (
+            "every protocol from one, all TCP ports from another",
+            ingress(
+                pod("a"),
+                json!([
+                    {"from": [peers(&ns("y"))]},
+                    rule("from", &[peers(&ns("z"))], json!([{"protocol": "TCP"}])),
+                ]),
+            ),
+        ),
+        (
             "one port from one, another from another",
             ingress(
                 pod("a"),
@@ -212,6 +222,13 @@ fn blocks(grid: &Grid) -> Vec<Named> {
         ("from all but one pod", from(&[block("0.0.0.0/0", &[host("y", "b")])])),
         ("from all but one node's pods", from(&[block("0.0.0.0/0", &[range("y", "b")])])),
         ("from all but two pods", from(&[block("0.0.0.0/0", &[host("y", "b"), host("z", "c")])])),
+        ("from all but one pod, by IPv6", from(&[block("::/0", &[host6("y", "b")])])),
+        ("to all of IPv4", egress(pod("a"), json!([{"to": [everything()]}]))),
+        ("to all of IPv6", egress(pod("a"), json!([{"to": [block("::/0", &[])]}]))),
+        (
+            "a named port from a block",
+            ingress(pod("a"), json!([{"from": [everything()], "ports": [{"port": "serve-81-tcp"}]}])),
+        ),
         (
             "what is excepted, another peer lets in",
             from(&[block("0.0.0.0/0", &[host("y", "b")]), peers(&ns("y"))]),

@@ -21,7 +21,7 @@ mod written;
 pub use budget::Budget;
 pub use decide::allow;
 pub use file::{FileError, LogFile, Rotation};
-pub use line::{Connection, Disposition, End, Line};
+pub use line::{Connection, Disposition, End, Line, Service};
 pub use summary::{Summary, Suppressed};
 pub use writer::{Full, Log, Losses};
 pub use written::{Fingerprint, written};

@@ -42,6 +42,19 @@ pub enum End {
     Instance(IpAddr),
 }
 
+/// The Service that was called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Whether the verdict is on the Service, not on the backend that was called: the line's end is then the Service's
+    /// own address.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub conservative: bool,
+}
+
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -53,6 +66,8 @@ pub struct Line {
     pub src: End,
     /// Who was called.
     pub dest: End,
+    /// The Service by which it was called, if it was by one.
+    pub service: Option<Service>,
     /// How many denied packets are folded into the line; 1 on allow.
     pub count: u64,
     /// The node that enforced.
@@ -64,7 +79,7 @@ pub struct Line {
 impl Line {
     /// The line as it is in the file, with its newline.
     pub fn json(&self) -> String {
-        let Self { connection, disposition, src, dest, count, node, at_ns } = self;
+        let Self { connection, disposition, src, dest, service, count, node, at_ns } = self;
         let (disposition, policies, isolated_by) = match disposition {
             Disposition::Allow(policies) => ("allow", Some(Policies(policies)), None),
             // Without the key if they are not known any more: an empty list would say that there were none.
@@ -79,6 +94,7 @@ impl Line {
             isolated_by,
             src: src.into(),
             dest: dest.into(),
+            service: service.as_ref(),
             count: *count,
             node_name: node,
             timestamp: time::rfc3339(*at_ns),
@@ -104,6 +120,8 @@ struct Json<'a> {
     isolated_by: Option<Policies<'a>>,
     src: EndJson<'a>,
     dest: EndJson<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<&'a Service>,
     count: u64,
     node_name: &'a str,
     timestamp: String,
@@ -241,6 +259,7 @@ mod tests {
             disposition: Disposition::Deny(vec![]),
             src: pod("rogue-1", None),
             dest: pod("redis-cart-74594bd569-wcvlz", Some(("Deployment", "redis-cart"))),
+            service: None,
             count: 3,
             node: "node-1".into(),
             at_ns: time::parse("2026-01-05T21:30:22.292379064Z").unwrap(),
@@ -260,6 +279,17 @@ mod tests {
             r#"{"kind":"NetworkPolicy","name":"b","namespace":"default"}],"src""#
         );
         assert_eq!(line.json(), KNOWN.replace(r#""disposition":"deny","src""#, isolated_by));
+    }
+
+    #[test]
+    fn a_service_stands_beside_its_backend() {
+        let service = Service { name: "redis-cart".into(), namespace: "shop".into(), conservative: false };
+        let line = Line { service: Some(service.clone()), ..denied() };
+        let shown = r#""service":{"name":"redis-cart","namespace":"shop"},"count""#;
+        assert_eq!(line.json(), KNOWN.replace(r#""count""#, shown));
+        let line = Line { service: Some(Service { conservative: true, ..service }), ..denied() };
+        let shown = r#""service":{"name":"redis-cart","namespace":"shop","conservative":true},"count""#;
+        assert_eq!(line.json(), KNOWN.replace(r#""count""#, shown));
     }
 
     #[test]

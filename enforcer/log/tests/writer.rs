@@ -48,6 +48,7 @@ fn denial(port: u16, at_ns: i64) -> Line {
         }]),
         src: End::Instance([10, 0, 0, 1].into()),
         dest: End::Instance([10, 0, 0, 2].into()),
+        service: None,
         count: 2,
         node: "node-1".into(),
         at_ns,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use durward_proto::{Block, Direction, PodUid, Verdict};
+use durward_proto::{Block, Direction, Frontend, PodUid, Verdict};
 use serde::Serialize;
 
 /// What judges one direction of an endpoint: the number of a set, and a generation that makes every
@@ -133,6 +133,8 @@ pub struct Kernel {
     pub blocks: BTreeMap<Block, u32>,
     /// What each set says of each atom.
     pub rows: BTreeMap<RowKey, Row>,
+    /// Where Services are called.
+    pub frontends: BTreeSet<Frontend>,
 }
 
 impl Kernel {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`kernel`] is what the maps hold, as plain data; [`step`] is one write to them; [`mod@plan`] says which
-//! writes, in which order; [`model`] applies a step and judges a packet as the kernel would, so that
+//! writes, in which order; [`mod@service`] how Services are judged before translation; [`model`] applies a step and judges a packet as the kernel would, so that
 //! tests can ask after every single step.
 
 pub mod kernel;
@@ -14,6 +14,7 @@ pub mod model;
 pub mod numbers;
 pub mod plan;
 mod region;
+pub mod service;
 pub mod step;
 mod target;
 
@@ -21,4 +22,5 @@ pub use kernel::{Access, Act, Bound, Endpoint, Found, Kernel, LogFlags, Row, Row
 pub use model::Judgement;
 pub use numbers::{Exhausted, Numbers};
 pub use plan::{Wanted, plan, rejudge};
+pub use service::conservative;
 pub use step::Step;

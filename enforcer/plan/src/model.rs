@@ -44,6 +44,8 @@ impl Kernel {
             Step::RemoveAddress(address) => drop(self.addresses.remove(address)),
             Step::RemoveBlock(block) => drop(self.blocks.remove(block)),
             Step::RemoveRow(key) => drop(self.rows.remove(key)),
+            Step::PutFrontend(frontend) => drop(self.frontends.insert(*frontend)),
+            Step::RemoveFrontend(frontend) => drop(self.frontends.remove(frontend)),
         }
     }
 

@@ -13,6 +13,8 @@
 //! removals        after a grace period
 //! ```
 //!
+//! Frontends of Services come before all of that and go after it: what is called there is judged by where it ends.
+//!
 //! A set whose answers for the atoms in use stay as they are keeps its number and only gains rows;
 //! otherwise it is written anew under another number and the words flip to it. A move that fits neither
 //! before nor after the words goes by way of a passing atom, which says the old before and the new after.
@@ -59,12 +61,14 @@ pub fn plan(wanted: Wanted<'_>, kernel: &Kernel, numbers: &mut Numbers) -> Resul
     }
     plan.find_flips();
     let routes = plan.routes(numbers)?;
+    plan.add_frontends();
     plan.write_rows(&routes);
     plan.move_early(&routes);
     plan.flip_words(numbers)?;
     plan.move_late(&routes);
     plan.bump_words(numbers)?;
     plan.remove();
+    plan.remove_frontends();
     numbers.retain(wanted.view, &target.atoms);
     Ok(plan.steps)
 }
@@ -236,6 +240,16 @@ impl<'a> Plan<'a> {
             routes.insert((now, new), route);
         }
         Ok(routes)
+    }
+
+    fn add_frontends(&mut self) {
+        let new = self.target.frontends().filter(|frontend| !self.kernel.frontends.contains(frontend));
+        self.steps.extend(new.map(Step::PutFrontend));
+    }
+
+    fn remove_frontends(&mut self) {
+        let wanted: BTreeSet<_> = self.target.frontends().collect();
+        self.steps.extend(self.kernel.frontends.difference(&wanted).copied().map(Step::RemoveFrontend));
     }
 
     fn write_rows(&mut self, routes: &BTreeMap<Move, Route>) {

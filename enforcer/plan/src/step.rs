@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use durward_proto::{Block, Direction};
+use durward_proto::{Block, Direction, Frontend};
 
 use crate::{Endpoint, Row, RowKey, Word};
 
@@ -29,6 +29,10 @@ pub enum Step {
     RemoveAddress(IpAddr),
     /// Takes a remote block away: a shorter block, or nothing, says the same of it by now.
     RemoveBlock(Block),
+    /// Says that a Service is called there. Calls are judged by where they end from now on.
+    PutFrontend(Frontend),
+    /// Says that it is not any more.
+    RemoveFrontend(Frontend),
     /// Takes a row away to which no packet can come any more.
     RemoveRow(RowKey),
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use durward_proto::{AtomId, AttributionId, LogMode, NodeView, Pod, PodUid, SetId};
+use durward_proto::{AtomId, AttributionId, Frontend, LogMode, NodeView, Pod, PodUid, SetId};
 
 use crate::kernel::{Access, Act, Bound, Endpoint, Found, LogFlags, Row, Word};
 use crate::plan::Wanted;
@@ -99,6 +99,11 @@ impl<'a> Target<'a> {
         }
         target.find_endpoints();
         Ok(target)
+    }
+
+    /// Where Services are called.
+    pub(crate) fn frontends(&self) -> impl Iterator<Item = Frontend> {
+        self.wanted.view.services.keys().copied()
     }
 
     /// Whether an atom is some address's in the view. 0 always is.

@@ -124,7 +124,7 @@ fn view(seed: &Seed) -> NodeView {
     let addresses = seed.addresses.iter().map(|(&n, &a)| (remote(n), atom(a as usize))).collect();
     let block = |n: u8| BLOCKS[n as usize].parse::<Block>().unwrap();
     let blocks = seed.blocks.iter().map(|(&n, &a)| (block(n), atom(a as usize))).collect();
-    NodeView { pods, sets, attributions, addresses, blocks, logging: Default::default() }
+    NodeView { pods, sets, attributions, addresses, blocks, ..NodeView::default() }
 }
 
 fn remote(n: u8) -> IpAddr {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use durward_bpf::{self as bpf, AttachError, DataPath, MapError};
 use durward_plan::{Access, Act, Bound, Endpoint, Kernel, LogFlags, Row, RowKey, Step, Word};
-use durward_proto::{Block, BlockError, Direction, Verdict};
+use durward_proto::{Block, BlockError, Direction, Frontend, PortKey, Verdict};
 use thiserror::Error;
 
 /// Why a step could not be taken, or the kernel's maps could not be read.
@@ -56,6 +56,7 @@ pub(super) fn take_over(path: &DataPath) -> Result<Kernel, StepError> {
     for ((address, length), atom) in path.cidr_atoms()? {
         kernel.blocks.insert(Block::containing(address, length)?, atom);
     }
+    kernel.frontends = path.frontends().into_iter().map(frontend_of).collect();
     for (set, atom) in path.row_keys() {
         if let Some(bounds) = path.row(set, atom)? {
             kernel.rows.insert(RowKey { set, atom }, row_of(&bounds));
@@ -98,8 +99,18 @@ pub(super) fn take(path: &DataPath, kernel: &Kernel, step: &Step) -> Result<(), 
         Step::RemoveAddress(address) => drop(path.remove_ip_atom(*address)?),
         Step::RemoveBlock(block) => path.remove_cidr_atom(block.address(), block.length())?,
         Step::RemoveRow(key) => path.remove_row(key.set, key.atom)?,
+        Step::PutFrontend(frontend) => path.set_frontend(kernel_frontend(*frontend))?,
+        Step::RemoveFrontend(frontend) => drop(path.remove_frontend(kernel_frontend(*frontend))?),
     }
     Ok(())
+}
+
+fn kernel_frontend(Frontend { address, port }: Frontend) -> bpf::Frontend {
+    bpf::Frontend { address, protocol: port.protocol(), port: port.port() }
+}
+
+fn frontend_of(bpf::Frontend { address, protocol, port }: bpf::Frontend) -> Frontend {
+    Frontend { address, port: PortKey::new(protocol, port) }
 }
 
 fn bounds(row: &Row) -> Vec<bpf::Bound> {

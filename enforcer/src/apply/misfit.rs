@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use durward_plan::{Found, Kernel, Numbers, Step};
-use durward_proto::{AtomId, Block, Direction, NodeView, Pod, PodUid};
+use durward_proto::{AtomId, Block, Direction, Frontend, NodeView, Pod, PodUid};
 
 /// What had no room: pods, and remote entries that they alone need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub(super) struct Misfits {
     pub(super) pods: BTreeSet<PodUid>,
     addresses: BTreeSet<IpAddr>,
     blocks: BTreeSet<Block>,
+    /// Calls to them are judged by their address, like those to any other: no pod need be closed.
+    pub(super) frontends: BTreeSet<Frontend>,
 }
 
 impl Misfits {
@@ -22,10 +24,12 @@ impl Misfits {
 
     /// The view without what had no room.
     pub(super) fn fitting(&self, view: &NodeView) -> Option<NodeView> {
-        (!self.addresses.is_empty() || !self.blocks.is_empty()).then(|| {
+        let Self { pods: _, addresses, blocks, frontends } = self;
+        (!addresses.is_empty() || !blocks.is_empty() || !frontends.is_empty()).then(|| {
             let mut view = view.clone();
-            view.addresses.retain(|address, _| !self.addresses.contains(address));
-            view.blocks.retain(|block, _| !self.blocks.contains(block));
+            view.addresses.retain(|address, _| !addresses.contains(address));
+            view.blocks.retain(|block, _| !blocks.contains(block));
+            view.services.retain(|frontend, _| !frontends.contains(frontend));
             view
         })
     }
@@ -52,6 +56,10 @@ impl Misfits {
                 let mut without = NodeView { blocks: view.blocks.clone(), ..NodeView::default() };
                 without.blocks.remove(block);
                 told_apart(view, view.blocks.get(block).copied(), without.atom(block.address()))
+            }
+            Step::PutFrontend(frontend) => {
+                self.frontends.insert(*frontend);
+                BTreeSet::new()
             }
             _ => return false,
         };
@@ -99,7 +107,7 @@ fn told_apart(view: &NodeView, one: Option<AtomId>, other: Option<AtomId>) -> BT
 mod tests {
     use super::*;
     use durward_plan::{Access, Wanted, plan};
-    use durward_proto::{Act, AttributionId, Digest, Row, Set, SetId, Verdict};
+    use durward_proto::{Act, AttributionId, Digest, Row, Service, Set, SetId, Verdict};
 
     /// Two pods, each isolated by a set of its own; only the first's set knows the near atom.
     fn view() -> NodeView {
@@ -159,5 +167,19 @@ mod tests {
             };
             assert_eq!((access(10), access(11)), (Some(Access::Closed), Some(Access::Judged)));
         }
+    }
+
+    #[test]
+    fn a_frontend_that_had_no_room_closes_nobody() {
+        let frontend: Frontend = "6 10.96.0.1:80".parse().unwrap();
+        let service = Service { namespace: "n".into(), name: "s".into(), backends: [].into() };
+        let view = NodeView { services: [(frontend, service)].into(), ..view() };
+        let (kernel, numbers, found) = (Kernel::default(), Numbers::default(), BTreeMap::new());
+        let known = Known { kernel: &kernel, numbers: &numbers, found: &found };
+        let mut misfits = Misfits::default();
+        assert!(misfits.add(&Step::PutFrontend(frontend), &view, &known));
+        assert!(!misfits.add(&Step::PutFrontend(frontend), &view, &known));
+        assert_eq!((misfits.pods.len(), misfits.frontends.len()), (0, 1));
+        assert_eq!(misfits.fitting(&view).unwrap().services, BTreeMap::new());
     }
 }

@@ -2,15 +2,17 @@
 //! Reads the clock, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use durward_plan::Numbers;
-use durward_proto::{Attribution, LateAttach, NodeView, Pod, PodUid};
+use durward_proto::{Attribution, Frontend, LateAttach, NodeView, Pod, PodUid, Service};
 use nix::time::{ClockId, clock_gettime};
 
-use crate::book::{Book, Endpoint};
+use crate::book::{Book, Endpoint, ServiceName};
 use crate::endpoints::Findings;
 use crate::metrics::Metrics;
+use crate::services::Judging;
 use crate::status::{Problem, Status};
 
 /// How long policies and pods are remembered that are gone: verdicts of theirs are still on their way to
@@ -24,11 +26,19 @@ pub(super) struct Recorder {
     attributions: HashMap<u32, (Attribution, Option<Instant>)>,
     /// Pods by interface, likewise.
     endpoints: HashMap<u32, (Endpoint, Option<Instant>)>,
+    /// Services by frontend, likewise.
+    services: HashMap<Frontend, (ServiceName, Option<Instant>)>,
 }
 
 impl Recorder {
     /// The book for a view that the kernel has.
-    pub(super) fn book(&mut self, view: &NodeView, findings: &Findings, numbers: &Numbers) -> Book {
+    pub(super) fn book(
+        &mut self,
+        view: &NodeView,
+        findings: &Findings,
+        numbers: &Numbers,
+        judging: Judging,
+    ) -> Book {
         let now = Instant::now();
         // Parts of lists have no numbers. A list is put together once: its number means it forever.
         let attributions: Vec<_> = view
@@ -55,6 +65,12 @@ impl Recorder {
         });
         remember(&mut self.attributions, attributions.into_iter(), now);
         remember(&mut self.endpoints, endpoints, now);
+        let name = |service: &Service| ServiceName {
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+        };
+        let services = view.services.iter().map(|(&frontend, service)| (frontend, name(service)));
+        remember(&mut self.services, services, now);
         Book {
             attributions: self
                 .attributions
@@ -62,6 +78,8 @@ impl Recorder {
                 .map(|(&number, (list, _))| (number, list.clone()))
                 .collect(),
             endpoints: self.endpoints.iter().map(|(&ifindex, (pod, _))| (ifindex, pod.clone())).collect(),
+            services: self.services.iter().map(|(&frontend, (name, _))| (frontend, name.clone())).collect(),
+            judging,
             logging: view.logging,
         }
     }
@@ -121,15 +139,15 @@ impl Recorder {
 }
 
 /// Puts what is there, and forgets what has been gone for long.
-fn remember<T>(
-    all: &mut HashMap<u32, (T, Option<Instant>)>,
-    there: impl Iterator<Item = (u32, T)>,
+fn remember<K: Eq + Hash, T>(
+    all: &mut HashMap<K, (T, Option<Instant>)>,
+    there: impl Iterator<Item = (K, T)>,
     now: Instant,
 ) {
     for (_, gone) in all.values_mut() {
         gone.get_or_insert(now);
     }
-    all.extend(there.map(|(number, value)| (number, (value, None))));
+    all.extend(there.map(|(key, value)| (key, (value, None))));
     all.retain(|_, (_, gone)| gone.is_none_or(|gone| now - gone < REMEMBERED));
 }
 

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use durward_log::{Budget, Disposition, End, Line, Summary, Suppressed};
+use durward_log::{Budget, Disposition, End, Line, Service, Summary, Suppressed};
 use durward_proto::{Direction, LogMode, LossPlace, PodName};
 
 use super::seen::Seen;
-use crate::book::{Book, Endpoint};
+use crate::book::{Book, Endpoint, ServiceName};
 use crate::names::{Cache, Name};
+use crate::services::Judging;
 
 /// How long a line waits for what is not known yet.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -196,11 +197,24 @@ impl<T> Desk<T> {
             disposition,
             src,
             dest,
+            service: self.service(seen),
             count: seen.count,
             node: self.node.clone(),
             at_ns: seen.at_ns,
         });
         Draft { line, losses, unknown }
+    }
+
+    /// The Service that was called, as far as it is known: its name may have been forgotten.
+    fn service(&self, seen: &Seen) -> Option<Service> {
+        // Where nobody sees what calls are translated to, they are judged by where they went.
+        let conservative = seen.called.is_none();
+        let called = seen.called.or_else(|| {
+            let by_frontend = self.book.judging == Judging::Conservative;
+            (by_frontend && seen.connection.direction == Direction::Egress).then_some(seen.connection.dest)
+        })?;
+        let ServiceName { namespace, name } = self.book.service(called, seen.connection.protocol)?.clone();
+        Some(Service { namespace, name, conservative })
     }
 
     fn disposition(&self, seen: &Seen, losses: &mut Vec<LossPlace>) -> Option<Disposition> {
@@ -226,7 +240,7 @@ impl<T> Desk<T> {
 mod tests {
     use super::*;
     use durward_log::Connection;
-    use durward_proto::{Attribution, Identity, Logging, Policy, Workload};
+    use durward_proto::{Attribution, Frontend, Identity, Logging, Policy, Workload};
 
     const AT_MS: i64 = 1_000_000;
 
@@ -250,8 +264,22 @@ mod tests {
         Arc::new(Book {
             attributions: [(7, Attribution::new([policy("asks", true), policy("silent", false)]))].into(),
             endpoints: [(5, redis)].into(),
+            services: [
+                (frontend("6 10.96.0.1:6379"), service("cache")),
+                (frontend("6 *:30000"), service("everywhere")),
+            ]
+            .into(),
+            judging: Judging::Translated,
             logging: Logging { allow, ..Logging::default() },
         })
+    }
+
+    fn frontend(text: &str) -> Frontend {
+        text.parse().unwrap()
+    }
+
+    fn service(name: &str) -> ServiceName {
+        ServiceName { namespace: "shop".into(), name: name.into() }
     }
 
     fn desk(allow: LogMode, lines_per_s: usize) -> Desk<u32> {
@@ -270,6 +298,7 @@ mod tests {
                 protocol: 6,
                 direction: Direction::Ingress,
             },
+            called: None,
             ifindex: 5,
             attribution: 7,
             count: if allowed { 1 } else { 3 },
@@ -293,7 +322,8 @@ mod tests {
 
     fn line(seen: Seen, disposition: Disposition, src: End, dest: End) -> Option<Line> {
         let Seen { connection, count, at_ns, .. } = seen;
-        Some(Line { connection, disposition, src, dest, count, node: "node-1".into(), at_ns })
+        let (node, service) = ("node-1".into(), None);
+        Some(Line { connection, disposition, src, dest, service, count, node, at_ns })
     }
 
     fn settle(desk: &mut Desk<u32>, names: &Cache, now: Instant) -> (Vec<Done<u32>>, Vec<IpAddr>) {
@@ -313,6 +343,32 @@ mod tests {
         let done = Done { line: expected, losses: vec![], token: 1 };
         assert_eq!(settle(&mut desk, &names(), now), (vec![done], vec![]));
         assert!(!desk.is_waiting());
+    }
+
+    #[test]
+    fn the_service_that_was_called_stands_beside_the_backend() {
+        let (mut desk, now) = (desk(LogMode::Off, 99), Instant::now());
+        let called = |at: &str| Seen { called: Some(at.parse().unwrap()), ..seen(false, 2) };
+        for at in ["10.96.0.1:6379", "192.0.2.7:30000", "10.96.0.1:1"] {
+            desk.take(called(at), 1, now).unwrap();
+        }
+        // Judged by the frontend itself; and what is no call to a Service.
+        let mut direct = seen(false, 2);
+        direct.connection.direction = Direction::Egress;
+        direct.connection.dest = "10.96.0.1:6379".parse().unwrap();
+        desk.take(direct.clone(), 1, now).unwrap();
+        let services = |desk: &mut Desk<u32>| -> Vec<Option<(String, bool)>> {
+            let (done, _) = desk.settle(&names(), now, true);
+            let service = |done: &Done<u32>| done.line.as_ref()?.service.clone();
+            let services = done.iter().map(service);
+            services.map(|service| service.map(|it| (it.name.to_string(), it.conservative))).collect()
+        };
+        let exact = |name: &str| Some((name.to_owned(), false));
+        assert_eq!(services(&mut desk), [exact("cache"), exact("everywhere"), None, None]);
+        desk.read(Arc::new(Book { judging: Judging::Conservative, ..(*book(LogMode::Off)).clone() }), 1);
+        desk.take(direct, 1, now).unwrap();
+        desk.take(seen(false, 2), 1, now).unwrap();
+        assert_eq!(services(&mut desk), [Some(("cache".to_owned(), true)), None]);
     }
 
     #[test]

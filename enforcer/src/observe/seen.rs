@@ -15,6 +15,8 @@ pub(crate) struct Seen {
     pub(crate) allowed: bool,
     /// The connection.
     pub(crate) connection: Connection,
+    /// The frontend that was called, if the verdict is on its backend.
+    pub(crate) called: Option<SocketAddr>,
     /// The endpoint whose policies spoke.
     pub(crate) ifindex: u32,
     /// The policies' number.
@@ -31,6 +33,7 @@ impl Seen {
         Self {
             allowed: event.act.allow,
             connection: connection(event.direction, event.local, event.remote, event.protocol),
+            called: event.service,
             ifindex: event.ifindex,
             attribution: event.act.attribution,
             count: 1,
@@ -43,6 +46,7 @@ impl Seen {
         Self {
             allowed: denial.act.allow,
             connection: connection(denial.direction, denial.local, denial.remote, denial.protocol),
+            called: denial.service,
             ifindex: denial.ifindex,
             attribution: denial.act.attribution,
             count: denial.count.into(),

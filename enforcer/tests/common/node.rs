@@ -166,7 +166,15 @@ impl Node {
         let log = File::options().append(true).create(true).open(self.path("enforcer.log")).unwrap();
         let mut command = mortal("nsenter");
         command.arg(format!("--net={}", self.host().display())).arg(env!("CARGO_BIN_EXE_durward-enforcer"));
-        command.args(["run", "--node-name", "node-1", "--metrics-listen", "127.0.0.1:9445"]);
+        command.args([
+            "run",
+            "--node-name",
+            "node-1",
+            "--metrics-listen",
+            "127.0.0.1:9445",
+            "--services",
+            "exact",
+        ]);
         command.arg("--controller").arg(format!("http://{controller}"));
         for (flag, part) in
             [("--bpffs", "bpffs"), ("--netns-dir", "netns"), ("--state-dir", "state"), ("--log-dir", "log")]

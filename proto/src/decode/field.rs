@@ -64,6 +64,9 @@ pub enum Problem {
     /// A protocol and port that do not exist.
     #[error("{0:#x} is above the last protocol and port, 0xffffff")]
     Port(u32),
+    /// A port that does not exist.
+    #[error("{0} is above the last port, 65535")]
+    PortNumber(u32),
     /// Steps that are no row.
     #[error(transparent)]
     Row(#[from] RowError),

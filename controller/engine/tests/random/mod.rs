@@ -3,6 +3,7 @@
 pub(crate) mod print;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -279,7 +280,9 @@ pub(crate) fn check<S: Strategy>(
         None => std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos() as u64),
     };
     loop {
-        println!("DURWARD_SEED={seed} DURWARD_CASES={cases}");
+        // Not by `println!`, of which nobody sees anything unless the test fails.
+        let said = writeln!(std::io::stderr(), "DURWARD_SEED={seed} DURWARD_CASES={cases}");
+        said.expect("a standard error");
         // Not all zero, which would be no seed.
         let bytes: Vec<u8> = (seed | 1 << 63).to_le_bytes().into_iter().cycle().take(16).collect();
         let config =

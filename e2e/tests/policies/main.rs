@@ -1,7 +1,18 @@
 //! Policies on a whole cluster: real pods on two nodes, real sockets, real log files. Needs root.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `main` | isolation, both ends, changes, the log, the daemons |
+//! | `peers` | blocks, nodes, pods of the host's network |
+//! | `ports` | named ports, and very many |
+//! | `phases` | pods that end |
 #![allow(clippy::unwrap_used, reason = "a panic fails the test, and says where")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod peers;
+mod phases;
+mod ports;
 
 use std::process::ExitCode;
 
@@ -12,14 +23,26 @@ use common::{
 use durward_e2e::{Bed, Config, Matrix, Protocol, Result, Stream, Test, install, run};
 use serde_json::{Value, json};
 
+const SYSTEM: &str = "durward-system";
+const CONTROLLER: &str = "app.kubernetes.io/name=durward-controller";
+
 fn main() -> ExitCode {
     let tests = [
         Test { name: "a_policy_isolates_what_it_selects_and_nothing_else", run: a_policy_isolates },
         Test { name: "both_ends_decide", run: both_ends_decide },
         Test { name: "a_relabelled_namespace_is_judged_anew", run: a_relabelled_namespace },
-        Test { name: "blocks_match_pods_and_except_takes_out", run: blocks_match_pods },
-        Test { name: "named_ports_are_those_of_each_pod", run: named_ports },
-        Test { name: "a_pod_talks_with_its_own_node_and_not_with_another", run: the_own_node },
+        Test { name: "blocks_match_pods_and_except_takes_out", run: peers::blocks_match_pods },
+        Test { name: "blocks_match_what_is_no_pod_and_except_takes_out", run: peers::blocks_match_hosts },
+        Test { name: "a_pod_talks_with_its_own_node_and_not_with_another", run: peers::the_own_node },
+        Test { name: "pods_of_the_hosts_network_are_their_node", run: peers::the_hosts_network },
+        Test { name: "named_ports_are_those_of_each_pod", run: ports::named },
+        Test { name: "a_policy_of_a_thousand_peers_and_a_thousand_ports", run: ports::a_thousand },
+        Test { name: "terminating_pods_count_until_they_are_gone", run: phases::terminating },
+        Test {
+            name: "completed_pods_neither_match_nor_isolate_and_their_address_is_free",
+            run: phases::completed,
+        },
+        Test { name: "what_is_not_understood_fails_closed_alone_and_says_so", run: not_understood },
         Test { name: "what_is_no_longer_allowed_is_cut_and_the_rest_goes_on", run: established },
         Test { name: "the_log_names_policies_pods_and_workloads", run: the_log },
         Test {
@@ -30,7 +53,7 @@ fn main() -> ExitCode {
     run(Config::new("policies").nodes(2), |bed| install(bed, &[]), &tests)
 }
 
-fn ingress_from(subject: &str, peer: &str) -> Value {
+pub(crate) fn ingress_from(subject: &str, peer: &str) -> Value {
     json!({"podSelector": app(subject), "ingress": [
         {"from": [{"podSelector": app(peer)}], "ports": [{"port": PORT}]},
     ]})
@@ -96,78 +119,6 @@ fn a_relabelled_namespace(bed: &Bed) -> Result<()> {
     Matrix::new().tcp(far, near, PORT, ALLOWED).udp(far, near, PORT, ALLOWED).hold()?;
     bed.kubectl(&["-n", "elsewhere", "label", "pod", "far", "app=other", "--overwrite"])?;
     Matrix::new().tcp(far, near, PORT, DENIED).hold()
-}
-
-fn blocks_match_pods(bed: &Bed) -> Result<()> {
-    let ns = "blocks";
-    let [a, b, c] = pods(bed, ns, [("a", "n1"), ("b", "n1"), ("c", "n2")])?;
-    let (a, b, c) = (&a.pod, &b.pod, &c.pod);
-    policy(
-        bed,
-        ns,
-        "v4-but-b",
-        json!({"podSelector": app("c"), "ingress": [
-            {"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [format!("{}/32", b.v4)]}}]},
-        ]}),
-    )?;
-    let ([c4, c6], tcp) = (c.sockets(PORT), Protocol::Tcp);
-    Matrix::new()
-        .probe("a → c", &a.network, tcp, c4, ALLOWED)
-        .probe("b → c, excepted", &b.network, tcp, c4, DENIED)
-        .probe("a → c, which no IPv4 block holds", &a.network, tcp, c6, DENIED)
-        .hold()
-}
-
-fn named_ports(bed: &Bed) -> Result<()> {
-    let ns = "named";
-    let [client] = pods(bed, ns, [("client", "n1")])?;
-    // Two pods, one name, two numbers.
-    for (name, port) in [("one", PORT), ("two", OTHER)] {
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": ns, "name": name, "labels": {"app": name, "tier": "web"}},
-            "spec": {"nodeName": "n2", "terminationGracePeriodSeconds": 0, "containers": [{
-                "name": "pause", "image": "bed.local/pause:1", "imagePullPolicy": "Never",
-                "ports": [{"name": "web", "containerPort": port}],
-            }]},
-        });
-        bed.apply(&pod.to_string())?;
-    }
-    let [one, two] = [common::listen(bed, ns, "one")?, common::listen(bed, ns, "two")?];
-    let (client, one, two) = (&client.pod, &one.pod, &two.pod);
-    let named = Matrix::new().tcp(client, one, PORT, ALLOWED).tcp(client, one, OTHER, DENIED);
-    let named =
-        named.tcp(client, two, PORT, DENIED).tcp(client, two, OTHER, ALLOWED).udp(client, one, PORT, DENIED);
-    let web = json!({"matchLabels": {"tier": "web"}});
-    policy(bed, ns, "in", json!({"podSelector": web, "ingress": [{"ports": [{"port": "web"}]}]}))?;
-    named.hold()?;
-    delete_policy(bed, ns, "in")?;
-    Matrix::new().tcp(client, one, OTHER, ALLOWED).hold()?;
-    policy(
-        bed,
-        ns,
-        "out",
-        json!({"podSelector": app("client"), "policyTypes": ["Egress"], "egress": [
-            {"to": [{"podSelector": web}], "ports": [{"port": "web"}]},
-        ]}),
-    )?;
-    named.hold()
-}
-
-fn the_own_node(bed: &Bed) -> Result<()> {
-    let ns = "own-node";
-    let [pod] = pods(bed, ns, [("pod", "n2")])?;
-    policy(bed, ns, "nothing", json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}))?;
-    let (own, other) = (bed.host("n2")?, bed.host("n1")?);
-    let targets = pod.pod.sockets(PORT);
-    targets
-        .into_iter()
-        .fold(Matrix::new(), |matrix, target| {
-            let matrix = matrix.probe("own node → pod", &own, Protocol::Tcp, target, ALLOWED);
-            let matrix = matrix.probe("own node → pod", &own, Protocol::Udp, target, ALLOWED);
-            matrix.probe("other node → pod", &other, Protocol::Tcp, target, DENIED)
-        })
-        .hold()
 }
 
 fn established(bed: &Bed) -> Result<()> {
@@ -247,30 +198,69 @@ fn the_log(bed: &Bed) -> Result<()> {
     log(bed, json!({}))
 }
 
+fn not_understood(bed: &Bed) -> Result<()> {
+    let ns = "not-understood";
+    let [a, b, c] = pods(bed, ns, [("a", "n1"), ("b", "n1"), ("c", "n2")])?;
+    let (a, b, c) = (&a.pod, &b.pod, &c.pod);
+    // API servers before 1.36 let it in. It would hold all pods, if the zero did not count.
+    let from =
+        |cidr: &str| json!({"podSelector": app("c"), "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]});
+    policy(bed, ns, "odd", from("010.244.0.0/16"))?;
+    policy(bed, ns, "good", ingress_from("c", "b"))?;
+    Matrix::new()
+        .tcp(a, c, PORT, DENIED)
+        .tcp(b, c, PORT, ALLOWED)
+        .tcp(b, c, OTHER, DENIED)
+        .tcp(c, a, PORT, ALLOWED)
+        .hold()?;
+    let event = bed.wait("there is an Event", || {
+        let events = bed.json(&["-n", ns, "get", "events.events.k8s.io"])?;
+        let of =
+            |event: &&Value| event["reason"] == "PolicyFailsClosed" && event["regarding"]["name"] == "odd";
+        Ok(events["items"].as_array().into_iter().flatten().find(of).cloned())
+    })?;
+    let note = r#"NetworkPolicy not-understood/odd: spec.ingress[0].from[0].ipBlock.cidr: "010.244.0.0/16" is no CIDR"#;
+    assert_eq!(event["type"], "Warning", "{event}");
+    assert!(event["note"].as_str().unwrap_or_default().starts_with(note), "{event}");
+    let log = bed.kubectl(&["-n", SYSTEM, "logs", "deployment/durward-controller"])?;
+    let line = log.lines().find(|line| line.contains(note));
+    assert!(line.is_some_and(|line| line.contains(" WARN ")), "{log}");
+    failing_closed(bed, 1)?;
+
+    policy(bed, ns, "odd", from("10.244.0.0/16"))?;
+    Matrix::new().probe("a → c", &a.network, Protocol::Tcp, c.sockets(PORT)[0], ALLOWED).hold()?;
+    failing_closed(bed, 0)
+}
+
+/// Waits until the controller's metric says so.
+fn failing_closed(bed: &Bed, number: usize) -> Result<()> {
+    let list = bed.json(&["-n", SYSTEM, "get", "pods", "-l", CONTROLLER])?;
+    let pod = &list["items"][0];
+    let ports = pod["spec"]["containers"][0]["ports"].as_array().into_iter().flatten();
+    let port = ports.into_iter().find(|port| port["name"] == "metrics").unwrap();
+    let (name, port) = (pod["metadata"]["name"].as_str().unwrap(), &port["containerPort"]);
+    let page = format!("/api/v1/namespaces/{SYSTEM}/pods/{name}:{port}/proxy/metrics");
+    let line = format!("durward_controller_policies_failing_closed {number}");
+    bed.wait(&line, || {
+        Ok(bed.kubectl(&["get", "--raw", &page])?.lines().any(|one| one == line).then_some(()))
+    })
+}
+
 fn the_controller_comes_back(bed: &Bed) -> Result<()> {
-    let system = "durward-system";
-    policy(bed, system, "nothing", json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}))?;
+    policy(bed, SYSTEM, "nothing", json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}))?;
     let name = || -> Result<Option<String>> {
-        let selector = "app.kubernetes.io/name=durward-controller";
-        let list = bed.json(&[
-            "-n",
-            system,
-            "get",
-            "pods",
-            "-l",
-            selector,
-            "--field-selector=status.phase=Running",
-        ])?;
+        let running = "--field-selector=status.phase=Running";
+        let list = bed.json(&["-n", SYSTEM, "get", "pods", "-l", CONTROLLER, running])?;
         Ok(list["items"][0]["metadata"]["name"].as_str().map(str::to_owned))
     };
     let before = bed.wait("there is a controller", name)?;
-    bed.kubectl(&["-n", system, "delete", "pod", &before, "--wait=true"])?;
+    bed.kubectl(&["-n", SYSTEM, "delete", "pod", &before, "--wait=true"])?;
     let after = bed.wait("there is another controller", || Ok(name()?.filter(|after| *after != before)))?;
-    bed.kubectl(&["-n", system, "wait", "--for=condition=Ready", "--timeout=120s", &format!("pod/{after}")])?;
+    bed.kubectl(&["-n", SYSTEM, "wait", "--for=condition=Ready", "--timeout=120s", &format!("pod/{after}")])?;
     // It is not only up: it is heard.
     let [a, b] = pods(bed, "after", [("a", "n1"), ("b", "n2")])?;
     let Listening { pod: a, .. } = &a;
     policy(bed, "after", "nothing", json!({"podSelector": app("b")}))?;
     Matrix::new().tcp(a, &b.pod, PORT, DENIED).tcp(&b.pod, a, PORT, ALLOWED).hold()?;
-    delete_policy(bed, system, "nothing")
+    delete_policy(bed, SYSTEM, "nothing")
 }

@@ -1,10 +1,9 @@
-// Package netpol runs Kubernetes' own network policy suite against the cluster that -kubeconfig names.
-package netpol
+// Netpol runs Kubernetes' own network policy suite against the cluster that -kubeconfig names.
+package main
 
 import (
 	"flag"
 	"os"
-	"testing"
 
 	"github.com/onsi/ginkgo/v2"
 	"github.com/onsi/gomega"
@@ -14,16 +13,19 @@ import (
 	_ "k8s.io/kubernetes/test/e2e/network/netpol"
 )
 
-func TestMain(m *testing.M) {
+// outcome stands where ginkgo expects a *testing.T; what it is told, RunSpecs returns too.
+type outcome struct{}
+
+func (outcome) Fail() {}
+
+func main() {
 	config.CopyFlags(config.Flags, flag.CommandLine)
 	framework.RegisterCommonFlags(flag.CommandLine)
 	framework.RegisterClusterFlags(flag.CommandLine)
 	flag.Parse()
 	framework.AfterReadingAllFlags(&framework.TestContext)
-	os.Exit(m.Run())
-}
-
-func TestNetworkPolicy(t *testing.T) {
 	gomega.RegisterFailHandler(framework.Fail)
-	ginkgo.RunSpecs(t, "NetworkPolicy")
+	if !ginkgo.RunSpecs(outcome{}, "NetworkPolicy") {
+		os.Exit(1)
+	}
 }

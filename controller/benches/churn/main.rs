@@ -1,0 +1,69 @@
+//! What the daemon costs while the *huge* cluster changes: the real program, between an API server that
+//! this process plays and the nodes that this process is. Does IO. The last line is one JSON object.
+//!
+//! CPU time and memory are the daemon's own, as the kernel counts them for its process. An event's time
+//! runs from when its line is handed to the watch's connection until a node's gRPC client has the
+//! message, both by the clock of this process.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on says where")]
+
+mod daemon;
+mod events;
+mod json;
+mod nodes;
+#[path = "../../engine/benches/engine/scenario.rs"]
+#[expect(dead_code, reason = "the engine's own benchmark needs more of it")]
+mod scenario;
+mod server;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use daemon::Daemon;
+use events::Sent;
+use nodes::Latencies;
+
+/// How many nodes subscribe; the cluster has more.
+const SUBSCRIBERS: usize = 5_000;
+const EVENTS_PER_SECOND: usize = 1_000;
+const SECONDS: usize = 60;
+/// What has not come by then does not come.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn main() {
+    durward_controller::raise_open_files().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(measure());
+}
+
+async fn measure() {
+    let sent = Arc::new(Sent::new());
+    let (api, changes) = server::start().await;
+    let begin = Instant::now();
+    let daemon = Daemon::start(api);
+    daemon.is_ready().await;
+    println!("in sync with the API server after {:.1} s", begin.elapsed().as_secs_f64());
+    println!("  {:.0} MB resident, at most {:.0}", daemon.resident_mb("VmRSS"), daemon.resident_mb("VmHWM"));
+
+    let (latencies, counts) = (Arc::new(Latencies::default()), Arc::new(AtomicBool::new(false)));
+    let begin = Instant::now();
+    let nodes = nodes::subscribe(daemon.grpc, &sent, &latencies, &counts).await;
+    println!("{SUBSCRIBERS} nodes have their views after {:.1} s", begin.elapsed().as_secs_f64());
+
+    // As much again first: what grows only once, such as buffers, is there then.
+    events::send(&changes, &sent, 0).await;
+    counts.store(true, Ordering::Relaxed);
+    let (cpu, memory, begin) = (daemon.cpu(), daemon.resident_mb("VmRSS"), Instant::now());
+    events::send(&changes, &sent, 1).await;
+    let (cores, grown) =
+        ((daemon.cpu() - cpu).as_secs_f64() / begin.elapsed().as_secs_f64(), daemon.resident_mb("VmRSS"));
+    latencies.settle().await;
+    assert!(!nodes.iter().any(|node| node.is_finished()), "a node's stream ended");
+    latencies.print();
+    println!("the daemon has {memory:.0} MB resident before, {grown:.0} after");
+    println!(
+        "{{\"churn_cores\":{cores:.3},\"churn_p99_ms\":{:.1},\"churn_start_mb\":{memory:.0},\"churn_end_mb\":{grown:.0}}}",
+        latencies.quantile_ms(0.99)
+    );
+}

@@ -1,0 +1,135 @@
+//! The nodes: each has a connection of its own, hears its view, and acknowledges every change. Does IO.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use durward_proto::wire::control_client::ControlClient;
+use durward_proto::wire::{FromNode, Hello, ToNode, from_node, to_node};
+use tokio::sync::mpsc::{self, Sender};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+use crate::events::Sent;
+use crate::scenario::node;
+use crate::{PATIENCE, SUBSCRIBERS};
+
+/// As many connect at a time.
+const AT_ONCE: usize = 64;
+/// What is counted together.
+const STEP: Duration = Duration::from_micros(100);
+const STEPS: usize = 100_000;
+
+/// How long events took until nodes had them.
+pub(crate) struct Latencies {
+    /// By steps; what takes longer is in the last one.
+    counts: Vec<AtomicU64>,
+    messages: AtomicU64,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self { counts: (0..STEPS).map(|_| AtomicU64::new(0)).collect(), messages: AtomicU64::new(0) }
+    }
+}
+
+impl Latencies {
+    fn count(&self, latency: Duration) {
+        let step = (latency.as_nanos() / STEP.as_nanos()) as usize;
+        self.counts[step.min(STEPS - 1)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until nothing more is heard.
+    pub(crate) async fn settle(&self) {
+        let heard = || self.messages.load(Ordering::Relaxed);
+        let mut before = 0;
+        while heard() > before {
+            before = heard();
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+
+    pub(crate) fn quantile_ms(&self, part: f64) -> f64 {
+        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        let rank = (counts.clone().sum::<u64>() as f64 * part).ceil() as u64;
+        let mut below = 0;
+        let reaches = |count| {
+            below += count;
+            below >= rank
+        };
+        (counts.map(reaches).take_while(|reached| !reached).count() + 1) as f64 * STEP.as_secs_f64() * 1e3
+    }
+
+    pub(crate) fn print(&self) {
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|part| self.quantile_ms(part));
+        let messages = self.messages.load(Ordering::Relaxed);
+        println!(
+            "event to wire: median {p50:.1} ms, p99 {p99:.1} ms, at most {max:.1} ms ({messages} messages)"
+        );
+    }
+}
+
+/// Subscribes all nodes; they have their views when this is done.
+pub(crate) async fn subscribe(
+    controller: SocketAddr,
+    sent: &Arc<Sent>,
+    latencies: &Arc<Latencies>,
+    counts: &Arc<AtomicBool>,
+) -> Vec<JoinHandle<()>> {
+    let (mut opening, mut nodes) = (JoinSet::new(), vec![]);
+    let listens = |(outbound, inbound)| {
+        tokio::spawn(listen(outbound, inbound, sent.clone(), latencies.clone(), counts.clone()))
+    };
+    for n in 0..SUBSCRIBERS {
+        if opening.len() >= AT_ONCE {
+            nodes.extend(opening.join_next().await.map(|opened| listens(opened.unwrap())));
+        }
+        opening.spawn(async move {
+            let opened = tokio::time::timeout(PATIENCE, open(controller, node(n))).await;
+            opened.expect("a node is served in time")
+        });
+    }
+    nodes.extend(opening.join_all().await.into_iter().map(listens));
+    nodes
+}
+
+/// Subscribes a node and hears its view.
+async fn open(controller: SocketAddr, node: String) -> (Sender<FromNode>, Streaming<ToNode>) {
+    let endpoint = Endpoint::from_shared(format!("http://{controller}")).unwrap();
+    let mut client = ControlClient::new(endpoint.connect().await.unwrap());
+    let (outbound, messages) = mpsc::channel(4);
+    let hello = from_node::Message::Hello(Hello { node, has: None, backends: false });
+    outbound.send(FromNode { message: Some(hello) }).await.unwrap();
+    let mut inbound = client.subscribe(ReceiverStream::new(messages)).await.unwrap().into_inner();
+    while !matches!(inbound.message().await.unwrap().unwrap().message, Some(to_node::Message::InSync(_))) {}
+    (outbound, inbound)
+}
+
+async fn listen(
+    outbound: Sender<FromNode>,
+    mut inbound: Streaming<ToNode>,
+    sent: Arc<Sent>,
+    latencies: Arc<Latencies>,
+    counts: Arc<AtomicBool>,
+) {
+    while let Some(ToNode { message }) = inbound.message().await.unwrap() {
+        let Some(to_node::Message::Change(change)) = message else {
+            panic!("only changes come after the view")
+        };
+        let patch = change.patch.unwrap();
+        if counts.load(Ordering::Relaxed) {
+            latencies.messages.fetch_add(1, Ordering::Relaxed);
+            let put = patch.put_addresses.iter().map(|put| &put.address);
+            for bytes in put.chain(&patch.removed_addresses) {
+                let Ok(bytes) = <[u8; 4]>::try_from(&bytes[..]) else { continue };
+                sent.since(IpAddr::V4(Ipv4Addr::from(bytes)))
+                    .iter()
+                    .for_each(|&since| latencies.count(since));
+            }
+        }
+        outbound.send(FromNode { message: change.to.map(from_node::Message::Acked) }).await.unwrap();
+    }
+}

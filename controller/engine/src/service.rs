@@ -1,0 +1,258 @@
+//! Services: where they are called, and where calls end. Pure.
+//!
+//! Rules speak of backends, and packets from a pod of frontends. A node that sees packets after their translation
+//! needs to know the frontends only; one that cannot needs the backends, too. Either is told only while one of its pods
+//! is isolated on egress.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use durward_proto::{Backend, Delta, Frontend, PortKey, Service as Told};
+use hashbrown::HashMap;
+
+use crate::object::{EndpointSlice, Key, Service, ServicePort};
+use crate::table::NodeId;
+
+/// How much of Services a node needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Where they are called: it judges after translation.
+    Frontends,
+    /// Where calls may end, too: it judges before translation.
+    Backends,
+}
+
+/// All Services, and what the nodes were told of them.
+#[derive(Debug, Default)]
+pub(crate) struct Services {
+    services: HashMap<Key, Service>,
+    slices: HashMap<Key, EndpointSlice>,
+    /// Slices by their Service.
+    slices_of: HashMap<Key, BTreeSet<Key>>,
+    /// Services by frontend. Of several with one frontend nobody can say which has it: the name is the first one's, the
+    /// backends are all of theirs.
+    claims: BTreeMap<Frontend, BTreeSet<Key>>,
+    told: BTreeMap<Frontend, Told>,
+    dirty: BTreeSet<Frontend>,
+    listeners: HashMap<NodeId, Listener>,
+    /// Nodes for which it changed in this batch whether they need to know.
+    turned: BTreeSet<NodeId>,
+}
+
+/// What a node needs to know, and what it does.
+#[derive(Debug)]
+struct Listener {
+    detail: Detail,
+    needs: bool,
+    knows: bool,
+}
+
+/// What a batch changed: each frontend with what was told of it before.
+pub(crate) type Changes = BTreeMap<Frontend, Option<Told>>;
+
+impl Services {
+    pub(crate) fn put_service(&mut self, service: Service) {
+        let (key, new) = (service.key.clone(), frontends(&service));
+        let old = self.services.insert(key.clone(), service);
+        self.claim(&key, old, new);
+    }
+
+    pub(crate) fn remove_service(&mut self, key: &Key) {
+        let old = self.services.remove(key);
+        self.claim(key, old, BTreeSet::new());
+    }
+
+    fn claim(&mut self, key: &Key, old: Option<Service>, new: BTreeSet<Frontend>) {
+        let old = old.as_ref().map(frontends).unwrap_or_default();
+        for frontend in old.difference(&new) {
+            if let Some(claims) = self.claims.get_mut(frontend) {
+                claims.remove(key);
+                if claims.is_empty() {
+                    self.claims.remove(frontend);
+                }
+            }
+        }
+        for &frontend in new.difference(&old) {
+            self.claims.entry(frontend).or_default().insert(key.clone());
+        }
+        // Those that stay may have other backends now: a port's name can change.
+        self.dirty.extend(old.into_iter().chain(new));
+    }
+
+    pub(crate) fn put_slice(&mut self, slice: EndpointSlice) {
+        let key = slice.key.clone();
+        let service = slice.service_key();
+        if let Some(old) = self.slices.insert(key.clone(), slice) {
+            self.unlink(&key, &old.service_key());
+        }
+        self.slices_of.entry(service.clone()).or_default().insert(key);
+        self.mark(&service);
+    }
+
+    pub(crate) fn remove_slice(&mut self, key: &Key) {
+        if let Some(old) = self.slices.remove(key) {
+            self.unlink(key, &old.service_key());
+        }
+    }
+
+    fn unlink(&mut self, slice: &Key, service: &Key) {
+        if let Some(slices) = self.slices_of.get_mut(service) {
+            slices.remove(slice);
+            if slices.is_empty() {
+                self.slices_of.remove(service);
+            }
+        }
+        self.mark(service);
+    }
+
+    fn mark(&mut self, service: &Key) {
+        self.dirty.extend(self.services.get(service).map(frontends).unwrap_or_default());
+    }
+
+    /// A node listens, from nothing.
+    pub(crate) fn listen(&mut self, node: NodeId, detail: Detail) {
+        self.listeners.insert(node, Listener { detail, needs: false, knows: false });
+    }
+
+    pub(crate) fn leave(&mut self, node: NodeId) {
+        self.listeners.remove(&node);
+        self.turned.remove(&node);
+    }
+
+    /// Whether one of a node's pods is isolated on egress.
+    pub(crate) fn need(&mut self, node: NodeId, needs: bool) {
+        if let Some(listener) = self.listeners.get_mut(&node) {
+            listener.needs = needs;
+            self.turned.insert(node);
+        }
+    }
+
+    /// What the batch changed.
+    pub(crate) fn settle(&mut self) -> Changes {
+        let mut changes = Changes::new();
+        for frontend in std::mem::take(&mut self.dirty) {
+            let new = self.resolve(frontend);
+            if self.told.get(&frontend) != new.as_ref() {
+                let old = match new {
+                    Some(new) => self.told.insert(frontend, new),
+                    None => self.told.remove(&frontend),
+                };
+                changes.insert(frontend, old);
+            }
+        }
+        changes
+    }
+
+    /// What each node is to be told, after the batch whose changes these are.
+    pub(crate) fn publish(&mut self, changes: &Changes) -> Vec<(NodeId, Delta<Frontend, Told>)> {
+        let turned = std::mem::take(&mut self.turned);
+        let concerned: Vec<NodeId> = match changes.is_empty() {
+            true => turned.into_iter().collect(),
+            false => self.listeners.keys().copied().collect(),
+        };
+        let mut deltas = Vec::new();
+        for node in concerned {
+            let Some(&Listener { detail, needs, knows }) = self.listeners.get(&node) else { continue };
+            let delta = self.delta(detail, knows, needs, changes);
+            if let Some(listener) = self.listeners.get_mut(&node) {
+                listener.knows = needs;
+            }
+            if !delta.is_empty() {
+                deltas.push((node, delta));
+            }
+        }
+        deltas
+    }
+
+    fn delta(&self, detail: Detail, knew: bool, knows: bool, changes: &Changes) -> Delta<Frontend, Told> {
+        let shown = |told: &Told| match detail {
+            Detail::Frontends => Told { backends: Arc::default(), ..told.clone() },
+            Detail::Backends => told.clone(),
+        };
+        let all = || self.told.iter().map(|(&frontend, told)| (frontend, shown(told)));
+        match (knew, knows) {
+            (false, false) => Delta::default(),
+            (false, true) => Delta { put: all().collect(), removed: BTreeSet::new() },
+            (true, false) => {
+                let new = |frontend: &Frontend| matches!(changes.get(frontend), Some(None));
+                let gone = changes.keys().filter(|frontend| !self.told.contains_key(frontend));
+                let removed = self.told.keys().chain(gone).filter(|frontend| !new(frontend));
+                Delta { put: BTreeMap::new(), removed: removed.copied().collect() }
+            }
+            (true, true) => {
+                let mut delta = Delta::default();
+                for (&frontend, old) in changes {
+                    match self.told.get(&frontend).map(shown) {
+                        Some(new) if old.as_ref().map(shown).as_ref() != Some(&new) => {
+                            drop(delta.put.insert(frontend, new));
+                        }
+                        Some(_) => {}
+                        None => drop(delta.removed.insert(frontend)),
+                    }
+                }
+                delta
+            }
+        }
+    }
+
+    /// What there is to tell of a frontend.
+    fn resolve(&self, frontend: Frontend) -> Option<Told> {
+        let claims = self.claims.get(&frontend)?;
+        let Key { namespace, name } = claims.first()?.clone();
+        let mut backends = BTreeSet::new();
+        for key in claims {
+            let ports = self.services.get(key).into_iter().flat_map(|service| &service.ports);
+            for port in ports.filter(|port| port.serves(frontend)) {
+                self.backends(key, port, frontend.address, &mut backends);
+            }
+        }
+        Some(Told { namespace, name, backends: backends.into_iter().collect() })
+    }
+
+    /// Adds where calls to a port of a Service may end that come to an address of this family.
+    fn backends(
+        &self,
+        service: &Key,
+        port: &ServicePort,
+        called: Option<IpAddr>,
+        into: &mut BTreeSet<Backend>,
+    ) {
+        let slices = self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key));
+        for slice in slices {
+            let fits = |address: &&IpAddr| called.is_none_or(|called| called.is_ipv4() == address.is_ipv4());
+            let target = |other: &&crate::object::NamedPort| {
+                (&other.name, other.protocol) == (&port.name, port.protocol)
+            };
+            for target in slice.ports.iter().filter(target) {
+                let backend = |&address| Backend { address, port: target.number };
+                into.extend(slice.addresses.iter().filter(fits).map(backend));
+            }
+        }
+    }
+
+    /// How many frontends and slices there are.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.told.len(), self.slices.len())
+    }
+}
+
+impl ServicePort {
+    fn serves(&self, frontend: Frontend) -> bool {
+        let number = if frontend.address.is_some() { Some(self.number) } else { self.node_port };
+        number.is_some_and(|number| PortKey::new(self.protocol.number(), number) == frontend.port)
+    }
+}
+
+fn frontends(service: &Service) -> BTreeSet<Frontend> {
+    let ports = service.ports.iter();
+    let own = ports.clone().flat_map(|port| {
+        let port = PortKey::new(port.protocol.number(), port.number);
+        service.addresses.iter().map(move |&address| Frontend { address: Some(address), port })
+    });
+    let node_ports = ports.filter_map(|port| {
+        let port = PortKey::new(port.protocol.number(), port.node_port?);
+        Some(Frontend { address: None, port })
+    });
+    own.chain(node_ports).collect()
+}

@@ -1,0 +1,276 @@
+//! What nodes are told of Services, against what the objects say, after any history.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use durward_engine::object::{EndpointSlice, Event, Key, NamedPort, Protocol, Service, ServicePort};
+use durward_engine::sample::{address, egress, key, namespace, pod, port as target};
+use durward_engine::{Detail, Engine, Limits, Sizes};
+use durward_proto::{Backend, Frontend, NodeView, PortKey, Service as Told};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+const DETAILS: [(&str, Detail); 2] = [("exact", Detail::Frontends), ("conservative", Detail::Backends)];
+
+fn port(name: &str, protocol: Protocol, number: u16, node_port: Option<u16>) -> ServicePort {
+    ServicePort { name: name.into(), protocol, number, node_port }
+}
+
+fn slice(name: &str, service: &str, addresses: &[&str], ports: Vec<NamedPort>) -> EndpointSlice {
+    let addresses = addresses.iter().map(|text| address(text)).collect();
+    EndpointSlice { key: key(name), service: service.into(), addresses, ports }
+}
+
+/// Nodes `exact` and `conservative`, each with a pod that is isolated on egress.
+fn isolated() -> Engine {
+    let mut engine = Engine::new(Limits::default());
+    engine.apply([Event::Namespace(namespace("shop", ""))]);
+    for (node, _) in DETAILS {
+        engine.apply([Event::Pod(pod(&format!("shop/{node}"), node, "app=a", &["10.0.0.9"]))]);
+    }
+    engine.apply([closed(true)]);
+    engine
+}
+
+/// The policy that isolates all pods on egress is there, or is gone.
+fn closed(there: bool) -> Event {
+    let key = key("shop/closed");
+    if there { Event::Policy(egress("shop/closed", "", [])) } else { Event::PolicyGone(key) }
+}
+
+fn told(engine: &mut Engine, node: &str, detail: Detail) -> Vec<(String, String, Vec<String>)> {
+    let view = engine.subscribe_with(node, detail);
+    let backends = |told: &Told| {
+        told.backends.iter().map(|backend| format!("{} {}", backend.address, backend.port)).collect()
+    };
+    let services = view.services.iter();
+    services
+        .map(|(at, told)| (at.to_string(), format!("{}/{}", told.namespace, told.name), backends(told)))
+        .collect()
+}
+
+#[test]
+fn a_service_is_told_by_its_frontends_and_to_who_asks_by_its_backends_of_the_same_family() {
+    let mut engine = isolated();
+    let web = Service {
+        key: key("shop/web"),
+        addresses: vec![address("10.96.0.1"), address("fd00::1")],
+        ports: vec![port("http", Protocol::Tcp, 80, Some(30080)), port("dns", Protocol::Udp, 53, None)],
+    };
+    engine.apply([
+        Event::EndpointSlice(slice(
+            "shop/s4",
+            "web",
+            &["10.0.0.2", "10.0.0.1"],
+            vec![target("http", Protocol::Tcp, 8080)],
+        )),
+        Event::EndpointSlice(slice(
+            "shop/s6",
+            "web",
+            &["fd01::1"],
+            vec![target("http", Protocol::Tcp, 8081)],
+        )),
+        // Another protocol, another Service, another namespace.
+        Event::EndpointSlice(slice("shop/s7", "web", &["10.0.0.7"], vec![target("http", Protocol::Udp, 1)])),
+        Event::EndpointSlice(slice(
+            "shop/s8",
+            "other",
+            &["10.0.0.8"],
+            vec![target("http", Protocol::Tcp, 2)],
+        )),
+        Event::EndpointSlice(slice("else/s9", "web", &["10.0.0.9"], vec![target("http", Protocol::Tcp, 3)])),
+        Event::Service(web),
+    ]);
+    let name = || "shop/web".to_owned();
+    let entry = |at: &str, backends: &[&str]| {
+        (at.to_owned(), name(), backends.iter().map(|&text| text.to_owned()).collect())
+    };
+    let exact = ["6 *:30080", "6 10.96.0.1:80", "17 10.96.0.1:53", "6 [fd00::1]:80", "17 [fd00::1]:53"];
+    assert_eq!(told(&mut engine, "exact", Detail::Frontends), exact.map(|at| entry(at, &[])));
+    let all = [
+        entry("6 *:30080", &["10.0.0.1 8080", "10.0.0.2 8080", "fd01::1 8081"]),
+        entry("6 10.96.0.1:80", &["10.0.0.1 8080", "10.0.0.2 8080"]),
+        entry("17 10.96.0.1:53", &[]),
+        entry("6 [fd00::1]:80", &["fd01::1 8081"]),
+        entry("17 [fd00::1]:53", &[]),
+    ];
+    assert_eq!(told(&mut engine, "conservative", Detail::Backends), all);
+}
+
+#[test]
+fn a_node_without_an_isolated_pod_is_told_of_no_service() {
+    let mut engine = isolated();
+    let service = Service {
+        key: key("shop/web"),
+        addresses: vec![address("10.96.0.1")],
+        ports: vec![port("", Protocol::Tcp, 80, None)],
+    };
+    let mut view = engine.subscribe("exact");
+    let mut apply = |view: &mut NodeView, events: Vec<Event>| {
+        let patch = engine.apply(events).patches.remove("exact").unwrap_or_default();
+        view.patch(patch).unwrap();
+        view.services.len()
+    };
+    assert_eq!(apply(&mut view, vec![Event::Service(service.clone())]), 1);
+    assert_eq!(apply(&mut view, vec![closed(false)]), 0);
+    assert_eq!(apply(&mut view, vec![Event::ServiceGone(key("shop/web"))]), 0);
+    // Isolated and served in one batch, and the reverse.
+    assert_eq!(apply(&mut view, vec![closed(true), Event::Service(service)]), 1);
+    assert_eq!(apply(&mut view, vec![closed(false), Event::ServiceGone(key("shop/web"))]), 0);
+}
+
+#[test]
+fn who_judges_after_translation_does_not_hear_of_backends() {
+    let mut engine = isolated();
+    engine.subscribe("exact");
+    engine.subscribe_with("conservative", Detail::Backends);
+    let service = Service {
+        key: key("shop/web"),
+        addresses: vec![address("10.96.0.1")],
+        ports: vec![port("", Protocol::Tcp, 80, None)],
+    };
+    assert_eq!(engine.apply([Event::Service(service)]).patches.len(), 2);
+    let slice = slice("shop/s", "web", &["10.0.0.1"], vec![target("", Protocol::Tcp, 8080)]);
+    let patches = engine.apply([Event::EndpointSlice(slice)]).patches;
+    assert_eq!(patches.keys().map(|node| &**node).collect::<Vec<_>>(), ["conservative"]);
+}
+
+#[test]
+fn two_services_with_one_frontend_are_told_as_one_that_may_end_at_either() {
+    let mut engine = isolated();
+    for name in ["b", "a"] {
+        engine.apply([
+            Event::Service(Service {
+                key: key(&format!("shop/{name}")),
+                addresses: vec![address("192.0.2.1")],
+                ports: vec![port("", Protocol::Tcp, 80, None)],
+            }),
+            Event::EndpointSlice(slice(
+                &format!("shop/{name}-1"),
+                name,
+                &[if name == "a" { "10.0.0.1" } else { "10.0.0.2" }],
+                vec![target("", Protocol::Tcp, 80)],
+            )),
+        ]);
+    }
+    let both = vec!["10.0.0.1 80".to_owned(), "10.0.0.2 80".to_owned()];
+    let expected = ("6 192.0.2.1:80".to_owned(), "shop/a".to_owned(), both);
+    assert_eq!(told(&mut engine, "conservative", Detail::Backends), [expected]);
+    engine.apply([Event::ServiceGone(key("shop/a"))]);
+    let expected = ("6 192.0.2.1:80".to_owned(), "shop/b".to_owned(), vec!["10.0.0.2 80".to_owned()]);
+    assert_eq!(told(&mut engine, "conservative", Detail::Backends), [expected]);
+}
+
+/// Few names, addresses and ports, so that they meet.
+fn service() -> impl Strategy<Value = Event> {
+    let names = select(vec!["shop/a", "shop/b", "else/a"]);
+    let protocol = select(vec![Protocol::Tcp, Protocol::Udp]);
+    let one = (select(vec!["", "x"]), protocol, 1..3_u16, prop::option::of(30_001..30_003_u16));
+    let ports = vec(one, 1..3).prop_map(|ports| {
+        ports.into_iter().map(|(name, protocol, number, node)| port(name, protocol, number, node)).collect()
+    });
+    let addresses = subsequence(vec!["10.96.0.1", "10.96.0.2", "fd00::1"], 0..3);
+    (names, addresses, ports).prop_map(|(name, addresses, ports)| {
+        let addresses = addresses.into_iter().map(address).collect();
+        Event::Service(Service { key: key(name), addresses, ports })
+    })
+}
+
+fn endpoint_slice() -> impl Strategy<Value = Event> {
+    let name = select(vec!["shop/1", "shop/2", "else/1"]);
+    let ports =
+        vec((select(vec!["", "x"]), select(vec![Protocol::Tcp, Protocol::Udp]), 8000..8002_u16), 0..3);
+    let addresses = subsequence(vec!["10.0.0.1", "10.0.0.2", "fd01::1"], 0..3);
+    (name, select(vec!["a", "b"]), addresses, ports).prop_map(|(name, service, addresses, ports)| {
+        let ports =
+            ports.into_iter().map(|(name, protocol, number)| target(name, protocol, number)).collect();
+        Event::EndpointSlice(slice(name, service, &addresses, ports))
+    })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => service(),
+        1 => select(vec!["shop/a", "shop/b", "else/a"]).prop_map(|name| Event::ServiceGone(key(name))),
+        3 => endpoint_slice(),
+        1 => select(vec!["shop/1", "shop/2", "else/1"]).prop_map(|name| Event::EndpointSliceGone(key(name))),
+        1 => any::<bool>().prop_map(closed),
+    ]
+}
+
+/// What the objects say, plainly.
+fn meant(
+    services: &BTreeMap<Key, Service>,
+    slices: &BTreeMap<Key, EndpointSlice>,
+) -> BTreeMap<Frontend, Told> {
+    let mut meant = BTreeMap::<Frontend, (Key, BTreeSet<Backend>)>::new();
+    for (key, service) in services {
+        for port in &service.ports {
+            let number = |number| PortKey::new(port.protocol.number(), number);
+            let own =
+                service.addresses.iter().map(|&at| Frontend { address: Some(at), port: number(port.number) });
+            let everywhere = port.node_port.map(|node| Frontend { address: None, port: number(node) });
+            for frontend in own.chain(everywhere) {
+                let (_, backends) = meant.entry(frontend).or_insert_with(|| (key.clone(), BTreeSet::new()));
+                for slice in slices.values().filter(|slice| slice.service_key() == *key) {
+                    for target in &slice.ports {
+                        for &address in &slice.addresses {
+                            let family = frontend.address.is_none_or(|at| at.is_ipv4() == address.is_ipv4());
+                            if family && (&target.name, target.protocol) == (&port.name, port.protocol) {
+                                backends.insert(Backend { address, port: target.number });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let told = |(key, backends): (Key, BTreeSet<Backend>)| Told {
+        namespace: key.namespace,
+        name: key.name,
+        backends: backends.into_iter().collect(),
+    };
+    meant.into_iter().map(|(frontend, one)| (frontend, told(one))).collect()
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_nodes_know_what_the_objects_say(batches in vec(vec(event(), 1..4), 1..12)) {
+        let mut engine = isolated();
+        let (mut services, mut slices, mut needs) = (BTreeMap::new(), BTreeMap::new(), true);
+        let mut views: BTreeMap<Arc<str>, NodeView> =
+            DETAILS.map(|(node, detail)| (node.into(), engine.subscribe_with(node, detail))).into();
+        for batch in batches {
+            for event in &batch {
+                match event.clone() {
+                    Event::Service(service) => drop(services.insert(service.key.clone(), service)),
+                    Event::ServiceGone(key) => drop(services.remove(&key)),
+                    Event::EndpointSlice(slice) => drop(slices.insert(slice.key.clone(), slice)),
+                    Event::EndpointSliceGone(key) => drop(slices.remove(&key)),
+                    Event::Policy(_) => needs = true,
+                    Event::PolicyGone(_) => needs = false,
+                    _ => {}
+                }
+            }
+            for (node, patch) in engine.apply(batch).patches {
+                prop_assert!(!patch.is_empty());
+                views.get_mut(&node).unwrap().patch(patch).unwrap();
+            }
+            let all = if needs { meant(&services, &slices) } else { BTreeMap::new() };
+            let names = all.iter().map(|(&at, told)| (at, Told { backends: Arc::default(), ..told.clone() }));
+            prop_assert_eq!(&views["exact"].services, &names.collect::<BTreeMap<_, _>>());
+            prop_assert_eq!(&views["conservative"].services, &all);
+        }
+        for (node, _) in DETAILS {
+            engine.unsubscribe(node);
+            engine.apply([Event::PodGone(key(&format!("shop/{node}")))]);
+        }
+        engine.apply([closed(false), Event::NamespaceGone("shop".into())]);
+        engine.apply(services.into_keys().map(Event::ServiceGone));
+        engine.apply(slices.into_keys().map(Event::EndpointSliceGone));
+        prop_assert_eq!(engine.sizes(), Sizes::default());
+    }
+}
