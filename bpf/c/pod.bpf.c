@@ -169,6 +169,9 @@ __noinline int answer_call(struct __sk_buff *ctx, struct ep *e, struct packet *p
 		was = READ_ONCE(v->word);
 		__sync_val_compare_and_swap(&v->word, was, word);
 		touch(v, p, INGRESS, jiffies());
+		p->word = word;
+		if (p->fragment == FIRST)
+			remember_first(p, INGRESS, EGRESS);
 		return NEXT;
 	}
 	return judge_reply(e, p, v, &to, stamped);
