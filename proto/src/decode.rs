@@ -14,8 +14,8 @@ pub use self::field::{DecodeError, Problem};
 use crate::wire::{self, to_node};
 use crate::{
     Act, AtomId, Attribution, AttributionId, Backend, Block, Frontend, IdentifyRequest, Identity, LateAttach,
-    Logging, LossPlace, NodeReport, Patch, Pod, PodName, PodUid, Policy, PortKey, Row, Service, Set,
-    SetDelta, SetId, Step, ToNode, Version, Workload,
+    Logging, LossPlace, NodeReport, Patch, Pod, PodName, PodUid, Policy, PolicyList, PortKey, Row, Service,
+    Set, SetDelta, SetId, Step, ToNode, Version, Workload,
 };
 
 impl TryFrom<wire::Patch> for Patch {
@@ -38,6 +38,7 @@ impl TryFrom<wire::Patch> for Patch {
             put_services,
             removed_services,
             merged,
+            moved_sets,
         } = patch;
         let field = |name| Field("Patch", name);
         let put = field("put_pods").map(put_pods.into_iter().map(pod))?;
@@ -64,7 +65,8 @@ impl TryFrom<wire::Patch> for Patch {
 
         let sets = sets(new_sets, changed_sets, removed_sets)?;
         let logging = logging.map(Logging::try_from).transpose()?;
-        Ok(Self { pods, sets, attributions, addresses, blocks, services, logging, merged })
+        let moved = field("moved_sets").map(moved_sets.into_iter().map(set_move))?;
+        Ok(Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged })
     }
 }
 
@@ -141,8 +143,24 @@ fn row(row: wire::Row) -> Result<Row, DecodeError> {
     Row::new(steps).map_err(|error| Field("Row", "steps").wrong(error))
 }
 
-fn attribution(attribution: wire::Attribution) -> Result<Attribution, DecodeError> {
-    let wire::Attribution { policies } = attribution;
+fn set_move(set_move: wire::SetMove) -> Result<(SetId, SetId), DecodeError> {
+    let wire::SetMove { from, to } = set_move;
+    let set = |name, id: &[u8]| Field("SetMove", name).digest(id).map(SetId);
+    Ok((set("from", &from)?, set("to", &to)?))
+}
+
+fn attribution(attribution: wire::Attribution) -> Result<PolicyList, DecodeError> {
+    let wire::Attribution { policies, parts } = attribution;
+    if !parts.is_empty() {
+        let field = Field("Attribution", "parts");
+        if !policies.is_empty() {
+            return Err(field.wrong(Problem::Unexpected));
+        }
+        let parts: Vec<_> =
+            parts.iter().map(|id| field.digest(id).map(AttributionId)).collect::<Result<_, _>>()?;
+        field.rising(&parts, |part| *part)?;
+        return Ok(PolicyList::Parts(parts.into()));
+    }
     let field = |name| Field("Policy", name);
     let policy = |policy: wire::Policy| {
         let wire::Policy { namespace, name, logged } = policy;
@@ -153,7 +171,7 @@ fn attribution(attribution: wire::Attribution) -> Result<Attribution, DecodeErro
     list.required(policies.first())?;
     let keys: Vec<_> = policies.iter().map(|policy| (&policy.namespace, &policy.name)).collect();
     list.rising(&keys, |(namespace, name)| format!("{namespace}/{name}"))?;
-    Ok(Attribution(policies.into()))
+    Ok(PolicyList::Policies(Attribution(policies.into())))
 }
 
 fn address(address: wire::Address) -> Result<(IpAddr, AtomId), DecodeError> {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use prost::Message as _;
 
 use crate::{
-    AtomId, Attribution, Backend, Block, Digest, Direction, Frontend, IdentifyRequest, LogMode, Logging,
-    NodeReport, NodeView, Patch, Pod, PodUid, Row, Service, Set, SetDelta, SetId, Verdict, Version, wire,
+    AtomId, Backend, Block, Digest, Direction, Frontend, IdentifyRequest, LogMode, Logging, NodeReport,
+    NodeView, Patch, Pod, PodUid, PolicyList, Row, Service, Set, SetDelta, SetId, Verdict, Version, wire,
 };
 
 /// How large a part of a snapshot becomes. A single row of more than about 9,000 steps is larger; it goes
@@ -88,7 +88,7 @@ impl Parts {
 
 impl From<&Patch> for wire::Patch {
     fn from(patch: &Patch) -> Self {
-        let Patch { pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
+        let Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
         let (mut new_sets, mut changed_sets, mut removed_sets) = (vec![], vec![], vec![]);
         for (id, delta) in sets {
             let id = bytes(id.0);
@@ -108,6 +108,10 @@ impl From<&Patch> for wire::Patch {
             }
         }
         Self {
+            moved_sets: moved
+                .iter()
+                .map(|(from, to)| wire::SetMove { from: bytes(from.0), to: bytes(to.0) })
+                .collect(),
             put_pods: pods.put.iter().map(wire::Pod::from).collect(),
             removed_pods: pods.removed.iter().map(ToString::to_string).collect(),
             new_sets,
@@ -165,13 +169,17 @@ impl From<&Row> for wire::Row {
     }
 }
 
-impl From<&Attribution> for wire::Attribution {
-    fn from(attribution: &Attribution) -> Self {
+impl From<&PolicyList> for wire::Attribution {
+    fn from(list: &PolicyList) -> Self {
         let policy = |policy: &crate::Policy| {
             let crate::Policy { namespace, name, logged } = policy;
             wire::Policy { namespace: namespace.to_string(), name: name.to_string(), logged: *logged }
         };
-        Self { policies: attribution.0.iter().map(policy).collect() }
+        let policies = match list {
+            PolicyList::Policies(attribution) => attribution.0.iter().map(policy).collect(),
+            PolicyList::Parts(_) => vec![],
+        };
+        Self { policies, parts: list.parts().iter().map(|part| bytes(part.0)).collect() }
     }
 }
 

@@ -24,7 +24,7 @@ pub mod service;
 pub mod view;
 
 pub use decode::{DecodeError, Problem};
-pub use names::{AtomId, AttributionId, Digest, PodUid, SetId};
+pub use names::{AtomId, AttributionId, Digest, Digester, PodUid, SetId};
 pub use patch::{Delta, Patch, PatchError, SetDelta};
 pub use report::{
     IdentifyRequest, Identity, LateAttach, LossPlace, NodeReport, PodName, ToNode, Version, Workload,
@@ -32,5 +32,6 @@ pub use report::{
 pub use row::{Act, PortKey, Row, RowError, Step, Verdict};
 pub use service::{Backend, Frontend, FrontendError, Service};
 pub use view::{
-    Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, Set, ViewError,
+    Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, PolicyList, Set,
+    ViewError,
 };

@@ -20,18 +20,37 @@ impl Digest {
     /// `kind` separates digests of different things; every field is preceded by its length, so that
     /// no two sequences of fields have the same encoding.
     pub fn of<T: AsRef<[u8]>>(kind: &str, fields: impl IntoIterator<Item = T>) -> Self {
-        let mut hash = Sha256::new();
-        let mut field = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_be_bytes());
-            hash.update(bytes);
-        };
-        field(kind.as_bytes());
+        let mut digester = Digester::new(kind);
         for bytes in fields {
-            field(bytes.as_ref());
+            digester.field(bytes.as_ref());
         }
+        digester.digest()
+    }
+}
+
+/// A digest in the making: field after field, as [`Digest::of`] takes them.
+#[derive(Clone, Debug)]
+pub struct Digester(Sha256);
+
+impl Digester {
+    /// A digest of a thing of this kind, with no field yet.
+    pub fn new(kind: &str) -> Self {
+        let mut digester = Self(Sha256::new());
+        digester.field(kind.as_bytes());
+        digester
+    }
+
+    /// Adds a field.
+    pub fn field(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
+    }
+
+    /// The digest of all fields.
+    pub fn digest(self) -> Digest {
         let mut first = [0; 16];
-        first.copy_from_slice(&hash.finalize()[..16]);
-        Self(first)
+        first.copy_from_slice(&self.0.finalize()[..16]);
+        Digest(first)
     }
 }
 

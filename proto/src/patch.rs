@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::{
-    AtomId, Attribution, AttributionId, Block, Direction, Frontend, Logging, NodeView, Pod, PodUid, Row,
+    AtomId, AttributionId, Block, Direction, Frontend, Logging, NodeView, Pod, PodUid, PolicyList, Row,
     Service, Set, SetId,
 };
 
@@ -101,12 +101,15 @@ pub enum SetDelta {
 /// What turns one view into the next; applied whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
+    /// Before `pods`: all pods that one set judges are judged by another from now on. At once: a pod moves
+    /// only once, and one that `pods` puts is judged as that says.
+    pub moved: BTreeMap<SetId, SetId>,
     /// Pods of the node.
     pub pods: Delta<PodUid, Pod>,
     /// Sets and their rows.
     pub sets: BTreeMap<SetId, SetDelta>,
     /// Lists of policies.
-    pub attributions: Delta<AttributionId, Attribution>,
+    pub attributions: Delta<AttributionId, PolicyList>,
     /// Remote addresses.
     pub addresses: Delta<IpAddr, AtomId>,
     /// Remote blocks.
@@ -115,7 +118,7 @@ pub struct Patch {
     pub services: Delta<Frontend, Service>,
     /// What is logged, if that changes.
     pub logging: Option<Logging>,
-    /// Whether it is several in one: then what it removes need not be there.
+    /// Whether it is several in one: then what it removes need not be there, nor what pods move from.
     pub merged: bool,
 }
 
@@ -148,6 +151,7 @@ impl Patch {
             set_deltas.insert(*id, SetDelta::Removed);
         }
         Self {
+            moved: BTreeMap::new(),
             pods: Delta::between(&old.pods, pods),
             sets: set_deltas,
             attributions: Delta::between(&old.attributions, attributions),
@@ -166,10 +170,10 @@ impl Patch {
 
     /// How many entries change: what the patch costs, in memory and on the wire, grows with it.
     pub fn len(&self) -> usize {
-        let Self { pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = self;
+        let Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = self;
         let sets = sets.values().map(SetDelta::len).sum::<usize>();
         let maps = pods.len() + attributions.len() + addresses.len() + blocks.len() + services.len();
-        sets + maps + usize::from(logging.is_some())
+        moved.len() + sets + maps + usize::from(logging.is_some())
     }
 
     /// Adds what changes after this, so that this one patch leads to where `later` does.
@@ -179,7 +183,8 @@ impl Patch {
     /// [`PatchError`] if `later` was made for a view that this one cannot lead to. This one is then
     /// half merged and must not be used.
     pub fn merge(&mut self, later: Self) -> Result<(), PatchError> {
-        let Self { pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = later;
+        let Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = later;
+        self.move_on(&moved)?;
         self.pods.merge(pods);
         for (id, delta) in sets {
             match self.sets.entry(id) {
@@ -194,6 +199,34 @@ impl Patch {
         self.logging = logging.or(self.logging);
         self.merged = true;
         Ok(())
+    }
+
+    /// Adds moves that come after this: of the pods that were put, of those that moved, and of the others.
+    fn move_on(&mut self, later: &BTreeMap<SetId, SetId>) -> Result<(), PatchError> {
+        if later.keys().any(|set| self.sets.get(set) == Some(&SetDelta::Removed)) {
+            return Err(PatchError { what: "a set" });
+        }
+        if later.is_empty() {
+            return Ok(());
+        }
+        self.pods.put.values_mut().for_each(|pod| pod.follow(later));
+        for to in self.moved.values_mut() {
+            *to = later.get(to).copied().unwrap_or(*to);
+        }
+        // Pods that this one moves from a set are not in it any more when the later moves come.
+        for (&from, &to) in later {
+            self.moved.entry(from).or_insert(to);
+        }
+        Ok(())
+    }
+}
+
+impl Pod {
+    /// Is judged by the sets that its sets move to.
+    fn follow(&mut self, moved: &BTreeMap<SetId, SetId>) {
+        for set in [&mut self.ingress, &mut self.egress].into_iter().flatten() {
+            *set = moved.get(set).copied().unwrap_or(*set);
+        }
     }
 }
 
@@ -243,8 +276,14 @@ impl NodeView {
     /// [`PatchError`] if the patch was made for another view. This one is then half changed and must
     /// not be used; who cannot be sure of the patch takes [`NodeView::patched`].
     pub fn patch(&mut self, patch: Patch) -> Result<(), PatchError> {
-        let Patch { pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
+        let Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
         let removal = if merged { Removal::Lenient } else { Removal::Exact };
+        for set in moved.keys() {
+            removal.check(self.sets.contains_key(set), "a set")?;
+        }
+        if !moved.is_empty() {
+            self.pods.values_mut().for_each(|pod| pod.follow(&moved));
+        }
         pods.apply(&mut self.pods, removal, "a pod")?;
         attributions.apply(&mut self.attributions, removal, "an attribution")?;
         addresses.apply(&mut self.addresses, removal, "an address")?;
@@ -282,6 +321,22 @@ mod tests {
         Act { verdict: Verdict::Deny, attribution: AttributionId(Digest([1; 16])) }
     }
 
+    fn set_id(n: u8) -> SetId {
+        SetId(Digest([n; 16]))
+    }
+
+    fn pod(ingress: Option<SetId>, egress: Option<SetId>) -> Pod {
+        Pod {
+            namespace: "n".into(),
+            name: "p".into(),
+            addresses: vec![],
+            config_hash: None,
+            ingress,
+            egress,
+            denies_logged: false,
+        }
+    }
+
     fn row() -> impl Strategy<Value = Row> {
         (any::<bool>(), 0..3_u8).prop_map(|(allow, n)| {
             let verdict = if allow { Verdict::Allow } else { Verdict::Deny };
@@ -296,12 +351,19 @@ mod tests {
     }
 
     fn view() -> impl Strategy<Value = NodeView> {
-        let sets =
-            proptest::collection::btree_map((0..4_u8).prop_map(|n| SetId(Digest([n; 16]))), set(), 0..4);
+        let sets = proptest::collection::btree_map((0..4_u8).prop_map(set_id), set(), 0..4);
         let addresses = proptest::collection::btree_map(0..4_u8, 0..3_u8, 0..4);
         let attributions = proptest::collection::btree_map(0..4_u8, any::<bool>(), 0..3);
-        (sets, addresses, attributions, 0..2_i64).prop_map(|(sets, addresses, attributions, generation)| {
+        let judged = (prop::option::of(0..4_u8), prop::option::of(0..4_u8));
+        let pods = proptest::collection::btree_map(0..4_u8, judged, 0..4);
+        let others = (addresses, attributions, 0..2_i64);
+        (pods, sets, others).prop_map(|(pods, sets, (addresses, attributions, generation))| {
+            let held = |n: Option<u8>| n.map(set_id).filter(|id| sets.contains_key(id));
+            let pod_of = |(n, (ingress, egress)): (u8, _)| {
+                (PodUid::from(&*format!("uid-{n}")), pod(held(ingress), held(egress)))
+            };
             NodeView {
+                pods: pods.into_iter().map(pod_of).collect(),
                 sets,
                 addresses: addresses
                     .into_iter()
@@ -311,13 +373,30 @@ mod tests {
                     .into_iter()
                     .map(|(id, logged)| {
                         let policy = Policy { namespace: "n".into(), name: "p".into(), logged };
-                        (AttributionId(Digest([id; 16])), Attribution::new([policy]))
+                        (AttributionId(Digest([id; 16])), crate::Attribution::new([policy]).into())
                     })
                     .collect(),
                 logging: Logging { generation, ..Logging::default() },
                 ..NodeView::default()
             }
         })
+    }
+
+    /// A view, and where pods move on the way to it from the one before.
+    fn step() -> impl Strategy<Value = (BTreeMap<u8, u8>, NodeView)> {
+        (proptest::collection::btree_map(0..4_u8, 0..4_u8, 0..4), view())
+    }
+
+    /// What leads from one view to the other, and moves some pods as sets.
+    fn moving(old: &NodeView, moves: &BTreeMap<u8, u8>, new: &NodeView) -> Patch {
+        let moves = moves.iter().map(|(&from, &to)| (set_id(from), set_id(to)));
+        let moved: BTreeMap<_, _> = moves.filter(|(from, _)| old.sets.contains_key(from)).collect();
+        let mut after = old.clone();
+        for pod in after.pods.values_mut() {
+            pod.ingress = pod.ingress.map(|set| *moved.get(&set).unwrap_or(&set));
+            pod.egress = pod.egress.map(|set| *moved.get(&set).unwrap_or(&set));
+        }
+        Patch { moved, ..Patch::between(&after, new) }
     }
 
     proptest! {
@@ -328,14 +407,40 @@ mod tests {
         }
 
         #[test]
-        fn patches_in_one_lead_to_where_they_do_in_turn(views in proptest::collection::vec(view(), 2..6)) {
-            let mut steps = views.windows(2).map(|pair| Patch::between(&pair[0], &pair[1]));
-            let mut all = steps.next().unwrap();
-            for step in steps {
-                all.merge(step).unwrap();
+        fn patches_in_one_lead_to_where_they_do_in_turn(
+            first in view(),
+            steps in proptest::collection::vec(step(), 1..5),
+        ) {
+            let (mut current, mut all) = (first.clone(), None::<Patch>);
+            for (moves, next) in steps {
+                let patch = moving(&current, &moves, &next);
+                prop_assert_eq!(&current.patched(patch.clone()), &Ok(next.clone()));
+                match &mut all {
+                    None => all = Some(patch),
+                    Some(all) => all.merge(patch).unwrap(),
+                }
+                current = next;
             }
-            prop_assert_eq!(&views[0].patched(all).unwrap(), views.last().unwrap());
+            prop_assert_eq!(first.patched(all.unwrap()), Ok(current));
         }
+    }
+
+    #[test]
+    fn pods_move_from_a_set_to_another_unless_they_are_put() {
+        let [old, new] = [1, 2].map(set_id);
+        let set = Set::of_base(Direction::Ingress, Row::uniform(act()));
+        let view = NodeView {
+            pods: [("a".into(), pod(Some(old), None)), ("b".into(), pod(Some(old), Some(old)))].into(),
+            sets: [(old, set.clone())].into(),
+            ..NodeView::default()
+        };
+        let mut patch = Patch { moved: [(old, new)].into(), ..Patch::default() };
+        patch.sets = [(old, SetDelta::Removed), (new, SetDelta::New(set))].into();
+        patch.pods.put.insert("b".into(), pod(None, None));
+        let next = view.patched(patch.clone()).unwrap();
+        assert_eq!(next.pods[&"a".into()], pod(Some(new), None));
+        assert_eq!(next.pods[&"b".into()], pod(None, None));
+        assert_eq!(next.patched(patch), Err(PatchError { what: "a set" }));
     }
 
     #[test]
@@ -352,6 +457,8 @@ mod tests {
         let removed = || Patch { sets: [(id, SetDelta::Removed)].into(), ..Patch::default() };
         let rows = || Patch { sets: [(id, SetDelta::Rows(Delta::default()))].into(), ..Patch::default() };
         assert_eq!(removed().merge(rows()), Err(PatchError { what: "a set" }));
+        let moved = || Patch { moved: [(id, set_id(2))].into(), ..Patch::default() };
+        assert_eq!(removed().merge(moved()), Err(PatchError { what: "a set" }));
         let mut gone = Delta::default();
         gone.removed.insert(AtomId(Digest([1; 16])));
         let empty = Set::of_base(Direction::Ingress, Row::uniform(act()));
@@ -374,6 +481,7 @@ mod tests {
         patch.addresses.put.insert(IpAddr::from([10, 0, 0, 1]), AtomId(Digest([1; 16])));
         patch.pods.removed.insert(PodUid::from("u"));
         patch.logging = Some(Logging::default());
-        assert_eq!(patch.len(), 3 + 3 + 1 + 3);
+        patch.moved.insert(id(3), id(1));
+        assert_eq!(patch.len(), 3 + 3 + 1 + 4);
     }
 }

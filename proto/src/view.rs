@@ -61,6 +61,50 @@ impl Attribution {
     }
 }
 
+/// A list of policies as a view holds it. A long one is made of parts, so that where one of very many
+/// policies changes, only the parts that it is in do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyList {
+    /// These policies.
+    Policies(Attribution),
+    /// All policies of these other lists: sorted, without repeats, never empty. No policy is in two.
+    Parts(Arc<[AttributionId]>),
+}
+
+impl PolicyList {
+    /// The list that is made of these.
+    pub fn of_parts(parts: impl IntoIterator<Item = AttributionId>) -> Self {
+        let mut parts: Vec<_> = parts.into_iter().collect();
+        parts.sort_unstable();
+        Self::Parts(parts.into())
+    }
+
+    /// The name of this content.
+    pub fn id(&self) -> AttributionId {
+        match self {
+            Self::Policies(policies) => policies.id(),
+            Self::Parts(parts) => {
+                AttributionId(crate::Digest::of("parts", parts.iter().map(|part| part.0.0)))
+            }
+        }
+    }
+
+    /// The lists that it is made of.
+    pub fn parts(&self) -> &[AttributionId] {
+        match self {
+            Self::Policies(_) => &[],
+            Self::Parts(parts) => parts,
+        }
+    }
+}
+
+impl From<Attribution> for PolicyList {
+    fn from(policies: Attribution) -> Self {
+        Self::Policies(policies)
+    }
+}
+
 /// What the policies of one kind of pod say in one direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Set {
@@ -233,8 +277,8 @@ pub struct NodeView {
     pub pods: BTreeMap<PodUid, Pod>,
     /// The sets that judge them.
     pub sets: BTreeMap<SetId, Set>,
-    /// The policies behind each verdict.
-    pub attributions: BTreeMap<AttributionId, Attribution>,
+    /// The policies behind each verdict, and the parts of long lists.
+    pub attributions: BTreeMap<AttributionId, PolicyList>,
     /// Remote addresses (pods, mostly) that peers of this node's policies match.
     pub addresses: BTreeMap<IpAddr, AtomId>,
     /// Remote blocks, from `ipBlock` peers.
@@ -266,6 +310,14 @@ pub enum ViewError {
         /// The attribution.
         attribution: AttributionId,
     },
+    /// A list is made of one that is not there.
+    #[error("attribution {list} is made of {part}, which the view does not hold")]
+    NoPart {
+        /// The list.
+        list: AttributionId,
+        /// What it is made of.
+        part: AttributionId,
+    },
 }
 
 impl NodeView {
@@ -292,6 +344,22 @@ impl NodeView {
         Some(row.act(key))
     }
 
+    /// The exact list of policies that an attribution names; none if the view does not hold it whole.
+    pub fn attribution(&self, id: AttributionId) -> Option<Attribution> {
+        let (mut found, mut left, mut parts) = (vec![], vec![id], 0);
+        while let Some(id) = left.pop() {
+            parts += 1;
+            match self.attributions.get(&id)? {
+                PolicyList::Policies(policies) if parts == 1 => return Some(policies.clone()),
+                PolicyList::Policies(policies) => found.extend(policies.0.iter().cloned()),
+                // No list is part of another twice, so that more parts than there are lists is a mistake.
+                PolicyList::Parts(_) if parts > self.attributions.len() => return None,
+                PolicyList::Parts(parts) => left.extend(&**parts),
+            }
+        }
+        Some(Attribution::new(found))
+    }
+
     /// Checks that the view holds everything that it names.
     ///
     /// # Errors
@@ -314,6 +382,11 @@ impl NodeView {
                         return Err(ViewError::NoAttribution { set, attribution });
                     }
                 }
+            }
+        }
+        for (&list, content) in &self.attributions {
+            if let Some(&part) = content.parts().iter().find(|part| !self.attributions.contains_key(part)) {
+                return Err(ViewError::NoPart { list, part });
             }
         }
         Ok(())
@@ -367,7 +440,7 @@ mod tests {
         let view = NodeView {
             pods: [(uid.clone(), pod)].into(),
             sets: [(set, content)].into(),
-            attributions: [(policy.id(), policy)].into(),
+            attributions: [(policy.id(), policy.into())].into(),
             addresses: [("10.0.0.1".parse().unwrap(), near)].into(),
             blocks: [("0.0.0.0/0".parse().unwrap(), AtomId(Digest([3; 16])))].into(),
             services: BTreeMap::new(),
@@ -397,6 +470,25 @@ mod tests {
         let (view, uid) = view();
         let remote = "10.0.0.1".parse().unwrap();
         assert_eq!(view.act(&uid, Direction::Egress, remote, PortKey::new(6, 80)), None);
+    }
+
+    #[test]
+    fn a_long_list_is_the_policies_of_all_its_parts() {
+        let (mut view, _) = view();
+        let lists = ["q", "p", "r"].map(|name| PolicyList::from(attribution(name)));
+        let inner = PolicyList::of_parts(lists[..2].iter().map(PolicyList::id));
+        let long = PolicyList::of_parts([lists[2].id(), inner.id()]);
+        view.attributions.extend(lists.into_iter().chain([inner.clone(), long.clone()]).map(|l| (l.id(), l)));
+        let names = |id| -> Option<Vec<_>> {
+            Some(view.attribution(id)?.0.iter().map(|policy| policy.name.to_string()).collect())
+        };
+        assert_eq!(names(long.id()), Some(vec!["p".into(), "q".into(), "r".into()]));
+        assert_eq!(view.check(), Ok(()));
+        let mut lacking = view.clone();
+        let part = attribution("q").id();
+        lacking.attributions.remove(&part);
+        assert_eq!(lacking.attribution(long.id()), None);
+        assert_eq!(lacking.check(), Err(ViewError::NoPart { list: inner.id(), part }));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use durward_proto::{
     Act, AtomId, Attribution, AttributionId, Backend, Block, Delta, Digest, Direction, Frontend,
     IdentifyRequest, Identity, LateAttach, LogMode, Logging, LossPlace, NodeReport, NodeView, Patch, Pod,
-    PodName, PodUid, Policy, PortKey, Row, Service, Set, SetDelta, SetId, Step, ToNode, Verdict, Version,
-    Workload, encode, wire,
+    PodName, PodUid, Policy, PolicyList, PortKey, Row, Service, Set, SetDelta, SetId, Step, ToNode, Verdict,
+    Version, Workload, encode, wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -83,6 +83,11 @@ fn attribution() -> impl Strategy<Value = Attribution> {
     })
 }
 
+fn list() -> impl Strategy<Value = PolicyList> {
+    let parts = btree_set(digest().prop_map(AttributionId), 1..4);
+    prop_oneof![attribution().prop_map(PolicyList::from), parts.prop_map(PolicyList::of_parts)]
+}
+
 fn logging() -> impl Strategy<Value = Logging> {
     let mode = || prop::sample::select(vec![LogMode::Off, LogMode::All, LogMode::Delegated]);
     (mode(), mode(), 0..i64::MAX).prop_map(|(allow, deny, generation)| Logging { allow, deny, generation })
@@ -123,8 +128,10 @@ fn patch() -> impl Strategy<Value = Patch> {
         delta(rows(), btree_set(atom(), 0..3)).prop_map(SetDelta::Rows),
         Just(SetDelta::Removed),
     ];
-    let lists = vec(attribution(), 0..3).prop_map(|all| all.into_iter().map(|one| (one.id(), one)).collect());
+    let lists = vec(list(), 0..3).prop_map(|all| all.into_iter().map(|one| (one.id(), one)).collect());
+    let set_id = || digest().prop_map(SetId);
     (
+        btree_map(set_id(), set_id(), 0..3),
         delta(btree_map(uid(), pod(), 0..3), btree_set(uid(), 0..3)),
         btree_map(digest().prop_map(SetId), set_delta, 0..4),
         delta(lists, btree_set(digest().prop_map(AttributionId), 0..3)),
@@ -134,15 +141,8 @@ fn patch() -> impl Strategy<Value = Patch> {
         prop::option::of(logging()),
         any::<bool>(),
     )
-        .prop_map(|(pods, sets, attributions, addresses, blocks, services, logging, merged)| Patch {
-            pods,
-            sets,
-            attributions,
-            addresses,
-            blocks,
-            services,
-            logging,
-            merged,
+        .prop_map(|(moved, pods, sets, attributions, addresses, blocks, services, logging, merged)| {
+            Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged }
         })
 }
 
@@ -166,7 +166,7 @@ fn large_view() -> NodeView {
     let policy = |number: usize| {
         let policy =
             Policy { namespace: "default".into(), name: format!("p{number}").into(), logged: number > 3 };
-        Attribution::new([policy])
+        PolicyList::from(Attribution::new([policy]))
     };
     let row = |number: usize| {
         let act = |verdict, number| Act { verdict, attribution: policy(number % 9).id() };
@@ -302,7 +302,11 @@ fn good() -> wire::Patch {
             removed_rows: vec![id(2)],
         }],
         removed_sets: vec![id(3)],
-        put_attributions: vec![wire::Attribution { policies: vec![policy("p"), policy("q")] }],
+        moved_sets: vec![wire::SetMove { from: id(3), to: id(1) }],
+        put_attributions: vec![
+            wire::Attribution { policies: vec![policy("p"), policy("q")], parts: vec![] },
+            wire::Attribution { policies: vec![], parts: vec![id(4), id(5)] },
+        ],
         removed_attributions: vec![id(2)],
         put_addresses: vec![wire::Address { address: vec![10, 0, 0, 1], atom: id(1) }],
         removed_addresses: vec![vec![10, 0, 0, 2]],
@@ -392,6 +396,17 @@ fn bad_messages_are_refused_by_name() {
             "Attribution.policies: a/q is not after the one before it",
         ),
         (|p| p.put_attributions[0].policies[0].name.clear(), "Policy.name: it is missing"),
+        (
+            |p| p.put_attributions[1].parts.swap(0, 1),
+            "Attribution.parts: 04040404040404040404040404040404 is not after the one before it",
+        ),
+        (|p| p.put_attributions[1].parts[0].clear(), "Attribution.parts: it is missing"),
+        (
+            |p| p.put_attributions[0].parts.push(vec![1; 16]),
+            "Attribution.parts: it must be empty here, and is not",
+        ),
+        (|p| p.moved_sets[0].to.clear(), "SetMove.to: it is missing"),
+        (|p| twice(&mut p.moved_sets), "Patch.moved_sets: 03030303030303030303030303030303 occurs twice"),
         (|p| p.removed_attributions[0].clear(), "Patch.removed_attributions: it is missing"),
         (|p| p.put_addresses[0].atom.clear(), "Address.atom: it is missing"),
         (

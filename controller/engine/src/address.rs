@@ -97,46 +97,41 @@ impl Refresh<'_> {
     fn all_addresses(&mut self) -> Delta<IpAddr, AtomId> {
         let matches = self.matches();
         let (mut v4, mut others) = (vec![], vec![]);
-        let mut elements: Vec<Element> = vec![];
+        let (mut elements, mut block): (Vec<Element>, _) = (vec![], None);
+        // Many classes in a row match the same; of the atom that they had last, the uses are counted here.
+        let mut last: Option<(AtomIndex, i32)> = None;
         for same in matches.chunk_by(|(one, _), (other, _)| one == other) {
-            elements.clear();
-            elements.extend(same.iter().map(|&(_, element)| element));
-            let mut last = None;
-            let mut count = 0;
-            for member in &self.cluster.classes[same[0].0].members {
+            let class = same[0].0;
+            if !same.iter().map(|(_, element)| element).eq(&elements) {
+                elements.clear();
+                elements.extend(same.iter().map(|&(_, element)| element));
+                last.take().into_iter().for_each(|(atom, uses)| self.atoms.add_times(atom, uses));
+            }
+            for member in &self.cluster.classes[class].members {
                 for &address in &*member.addresses {
                     if self.cluster.shared.contains_key(&address) {
                         continue;
                     }
-                    let block = self.view.blocks.longest(address);
-                    let atom = match last {
-                        Some((of, atom)) if of == block => atom,
+                    let here = self.view.blocks.longest(address);
+                    let (atom, uses) = match last {
+                        Some(known) if here == block => known,
                         _ => {
-                            let elements = match block {
-                                None => self.sets.atom(self.rules, &elements),
-                                Some(block) => {
-                                    let both = elements.iter().chain(&**self.sets.atoms.key(block));
-                                    let both = sorted(both.copied().collect());
-                                    self.sets.atom(self.rules, &both)
-                                }
-                            };
-                            if let Some((_, atom)) = last.replace((block, elements)) {
-                                self.atoms.add_times(atom, std::mem::take(&mut count));
-                            }
-                            elements
+                            last.into_iter().for_each(|(atom, uses)| self.atoms.add_times(atom, uses));
+                            block = here;
+                            let inside = block.map_or(&[][..], |block| &**self.sets.atoms.key(block));
+                            let all = elements.iter().chain(inside).copied().collect();
+                            (self.sets.atom(self.rules, &sorted(all)), 0)
                         }
                     };
-                    count += 1;
+                    last = Some((atom, uses + 1));
                     match address {
                         IpAddr::V4(address) => v4.push((address.to_bits(), atom)),
                         IpAddr::V6(_) => others.push((address, atom)),
                     }
                 }
             }
-            if let Some((_, atom)) = last {
-                self.atoms.add_times(atom, count);
-            }
         }
+        last.into_iter().for_each(|(atom, uses)| self.atoms.add_times(atom, uses));
         others.extend(self.shared_addresses(&matches));
         v4.sort_unstable();
         others.sort_unstable();

@@ -20,24 +20,26 @@ impl IpBlock {
     }
 }
 
+/// Where the longest prefix that holds an address changes, and to which atom; sorted.
+type Spans = Box<[(u128, Option<AtomIndex>)]>;
+
 /// Atoms by prefix.
 #[derive(Debug, Default)]
 pub(crate) struct Prefixes {
     /// Sorted.
     atoms: Box<[(Block, AtomIndex)]>,
-    /// The lengths that occur, the longest first: of IPv4 and of IPv6.
-    lengths: [Box<[u8]>; 2],
+    /// Of IPv4 and of IPv6.
+    spans: [Spans; 2],
 }
 
 impl Prefixes {
-    /// The blocks must be sorted.
+    /// The blocks must be sorted: those within a block come after it.
     pub(crate) fn new(atoms: Vec<(Block, AtomIndex)>) -> Self {
-        let lengths = [true, false].map(|v4| {
-            let blocks = atoms.iter().filter(|(block, _)| block.address().is_ipv4() == v4);
-            let lengths: BTreeSet<_> = blocks.map(|(block, _)| block.length()).collect();
-            lengths.into_iter().rev().collect()
+        let spans = [true, false].map(|v4| {
+            let of_family = atoms.iter().filter(|(block, _)| block.address().is_ipv4() == v4);
+            spans(of_family.copied())
         });
-        Self { atoms: atoms.into(), lengths }
+        Self { atoms: atoms.into(), spans }
     }
 
     pub(crate) fn atoms(&self) -> &[(Block, AtomIndex)] {
@@ -51,10 +53,52 @@ impl Prefixes {
 
     /// The atom of the longest prefix that holds an address.
     pub(crate) fn longest(&self, address: IpAddr) -> Option<AtomIndex> {
-        self.lengths[usize::from(address.is_ipv6())]
-            .iter()
-            .find_map(|&length| self.get(Block::containing(address, length).ok()?))
+        let spans = &self.spans[usize::from(address.is_ipv6())];
+        let after = spans.partition_point(|&(first, _)| first <= bits(address));
+        spans[after.checked_sub(1)?].1
     }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+/// The last address of a block, as a number.
+fn last(block: Block) -> u128 {
+    let width = if block.address().is_ipv4() { 32 } else { 128 };
+    let free = width - u32::from(block.length());
+    bits(block.address()) | 1_u128.checked_shl(free).map_or(u128::MAX, |size| size - 1)
+}
+
+fn spans(blocks: impl Iterator<Item = (Block, AtomIndex)>) -> Spans {
+    let mut spans: Vec<(u128, Option<AtomIndex>)> = vec![];
+    let mut inside: Vec<(Block, AtomIndex)> = vec![];
+    let mut begin = |first, atom| {
+        // A block that begins where the one before ends, or where the one around it begins.
+        spans.pop_if(|(same, _)| *same == first);
+        spans.push((first, atom));
+    };
+    let close = |inside: &mut Vec<(Block, AtomIndex)>, begin: &mut dyn FnMut(u128, Option<AtomIndex>)| {
+        if let Some((left, _)) = inside.pop()
+            && let Some(after) = last(left).checked_add(1)
+        {
+            begin(after, inside.last().map(|&(_, atom)| atom));
+        }
+    };
+    for (block, atom) in blocks {
+        while inside.last().is_some_and(|(outer, _)| !outer.contains(block.address())) {
+            close(&mut inside, &mut begin);
+        }
+        begin(bits(block.address()), Some(atom));
+        inside.push((block, atom));
+    }
+    while !inside.is_empty() {
+        close(&mut inside, &mut begin);
+    }
+    spans.into()
 }
 
 /// What each prefix that occurs in the blocks matches, where that differs from what the next shorter

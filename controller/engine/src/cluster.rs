@@ -14,7 +14,7 @@ use hashbrown::HashMap;
 use crate::object::{Key, NamedPort};
 use crate::selector::{Files, SelectorIndex};
 use crate::table::{
-    BodyId, ClassId, GroupId, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table,
+    ClassId, GroupId, LabelsId, ListId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table,
     TermId, WordId,
 };
 use crate::words::Words;
@@ -112,7 +112,7 @@ pub(crate) struct Group {
     /// Sorted.
     pub(crate) classes: Vec<ClassId>,
     /// Policies that select it as their subjects, by direction.
-    pub(crate) subjects: [Vec<BodyId>; 2],
+    pub(crate) subjects: [Option<ListId>; 2],
     /// Terms of rules that mention it as a peer.
     pub(crate) terms: Vec<TermId>,
     /// Subscribed nodes whose pods' rules use one of those terms, and how many of them.
@@ -177,14 +177,10 @@ impl Cluster {
         self.nodes.find(name).unwrap_or_else(|| self.nodes.insert(name.clone(), Node::default()))
     }
 
-    /// What selects a class's pods in a direction, sorted.
-    pub(crate) fn isolating(&self, class: ClassId, direction: Direction) -> Vec<BodyId> {
+    /// What selects a class's pods in a direction.
+    pub(crate) fn isolating(&self, class: ClassId, direction: Direction) -> Vec<ListId> {
         let groups = self.classes[class].groups.iter();
-        let mut bodies: Vec<_> = groups
-            .flat_map(|&group| self.groups[group].subjects[direction as usize].iter().copied())
-            .collect();
-        bodies.sort_unstable();
-        bodies
+        groups.filter_map(|&group| self.groups[group].subjects[direction as usize]).collect()
     }
 
     pub(crate) fn denies_logged(&self, class: ClassId) -> bool {

@@ -12,7 +12,7 @@ use crate::own::SetPair;
 use crate::rules::{Enforced, Rules};
 use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
-use crate::table::{ClassId, NodeId};
+use crate::table::{BodyId, ClassId, GroupId, NodeId};
 use crate::tally::Uses;
 use crate::view::{Refresh, View};
 use crate::{Fault, Limits};
@@ -69,6 +69,8 @@ pub struct Engine {
     sets: Sets,
     services: Services,
     views: HashMap<NodeId, View>,
+    /// Policies that isolate groups from now on, or no longer, in the order of events.
+    edits: Vec<(GroupId, Direction, BodyId, bool)>,
 }
 
 impl Engine {
@@ -84,6 +86,7 @@ impl Engine {
             sets: Sets::new(limits),
             services: Services::default(),
             views: HashMap::new(),
+            edits: vec![],
         }
     }
 
@@ -94,6 +97,7 @@ impl Engine {
         for event in events {
             self.take(event, &mut policies);
         }
+        self.settle_subjects();
         let mut patches = BTreeMap::new();
         let mut pairs = HashMap::new();
         for node in sorted(std::mem::take(&mut self.cluster.dirty)) {
@@ -201,19 +205,37 @@ impl Engine {
     }
 
     fn link(&mut self, policy: &Enforced) {
+        self.edit(policy, true);
+    }
+
+    fn unlink(&mut self, policy: &Enforced) {
+        self.edit(policy, false);
+    }
+
+    fn edit(&mut self, policy: &Enforced, comes: bool) {
         for direction in Direction::BOTH {
-            let subjects = &mut self.cluster.groups[policy.subject].subjects[direction as usize];
-            subjects.extend(policy.bodies[direction as usize]);
+            if let Some(body) = policy.bodies[direction as usize] {
+                self.edits.push((policy.subject, direction, body, comes));
+            }
         }
         self.cluster.mark_subjects(policy.subject);
     }
 
-    fn unlink(&mut self, policy: &Enforced) {
-        for direction in Direction::BOTH {
-            let subjects = &mut self.cluster.groups[policy.subject].subjects[direction as usize];
-            subjects.retain(|body| Some(*body) != policy.bodies[direction as usize]);
+    /// Brings the lists of what isolates groups up to date.
+    fn settle_subjects(&mut self) {
+        let mut edits = std::mem::take(&mut self.edits);
+        // Stable: of what was said of one body, the last holds.
+        edits.sort_by_key(|&(group, direction, body, _)| (group, direction, body));
+        for edits in edits.chunk_by(|one, other| (one.0, one.1) == (other.0, other.1)) {
+            let (group, direction, ..) = edits[0];
+            let last = edits.chunk_by(|one, other| one.2 == other.2).filter_map(<[_]>::last);
+            let last: Vec<_> = last.map(|&(.., body, comes)| (body, comes)).collect();
+            let old = self.cluster.groups[group].subjects[direction as usize];
+            let new = self.rules.edited(old, last);
+            new.into_iter().for_each(|list| self.rules.lists.hold(list));
+            old.into_iter().for_each(|list| self.rules.lists.release(list));
+            self.cluster.groups[group].subjects[direction as usize] = new;
         }
-        self.cluster.mark_subjects(policy.subject);
     }
 
     /// [`Engine::subscribe_with`] of a node that judges after translation.

@@ -10,16 +10,19 @@
 //! ```
 
 mod address;
+mod attribution;
 mod block;
 mod cluster;
 mod elements;
 pub mod engine;
 mod group;
 pub mod limit;
+mod list;
 pub mod object;
 pub mod oracle;
 mod own;
 mod pod;
+mod row;
 mod rules;
 pub mod sample;
 mod selector;

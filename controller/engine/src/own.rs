@@ -28,6 +28,9 @@ impl Told {
     }
 }
 
+/// A pod that was touched, and its class on the node before the batch and now.
+type Moved = (PodId, Option<ClassId>, Option<ClassId>);
+
 /// What was told of a class before the batch, and what is to be told now.
 type Turn = (Option<Told>, Option<Told>);
 
@@ -61,11 +64,7 @@ impl Refresh<'_> {
     }
 
     /// What is told of each of these classes.
-    fn turns(
-        &mut self,
-        classes: Vec<ClassId>,
-        moved: &[(PodId, Option<ClassId>, Option<ClassId>)],
-    ) -> (BTreeMap<ClassId, Turn>, Uses<SetIndex>) {
+    fn turns(&mut self, classes: Vec<ClassId>, moved: &[Moved]) -> (BTreeMap<ClassId, Turn>, Uses<SetIndex>) {
         let mut change = BTreeMap::<ClassId, i32>::new();
         for &(_, old, new) in moved {
             old.into_iter().for_each(|class| *change.entry(class).or_default() -= 1);
@@ -90,27 +89,49 @@ impl Refresh<'_> {
     }
 
     /// Tells of the pods of classes that are judged differently, but for those that moved themselves.
-    fn tell_classes(
-        &mut self,
-        turns: &BTreeMap<ClassId, Turn>,
-        moved: &[(PodId, Option<ClassId>, Option<ClassId>)],
-        patch: &mut Patch,
-    ) {
+    fn tell_classes(&mut self, turns: &BTreeMap<ClassId, Turn>, moved: &[Moved], patch: &mut Patch) {
         let differs = |(class, turn): (&ClassId, &Turn)| match turn {
-            (Some(before), Some(now)) if !before.says_the_same(now) => Some((*class, (*before, *now))),
+            (Some(before), Some(now)) if !before.says_the_same(now) => Some((*class, *before, *now)),
             _ => None,
         };
-        let differ: BTreeMap<_, _> = turns.iter().filter_map(differs).collect();
-        if differ.is_empty() {
+        let differ: Vec<_> = turns.iter().filter_map(differs).collect();
+        let ways = self.ways(&differ);
+        let mut singly = BTreeMap::new();
+        for (class, before, now) in differ {
+            let both = || before.pair.into_iter().zip(now.pair).filter(|(old, new)| old != new);
+            let goes =
+                |(old, new): (Option<SetIndex>, _)| old.is_some_and(|old| ways.get(&old) == Some(&new));
+            if before.denies_logged != now.denies_logged || !both().all(goes) {
+                singly.insert(class, now);
+                continue;
+            }
+            let id = |set| self.sets.whole(set).id;
+            patch.moved.extend(both().filter_map(|(old, new)| Some((id(old?), id(new?)))));
+        }
+        if singly.is_empty() {
             return;
         }
-        let pods: Vec<_> =
-            self.view.pods.iter().copied().filter(|(_, class)| differ.contains_key(class)).collect();
-        for (pod, class) in pods {
-            if moved.binary_search_by_key(&pod, |(pod, ..)| *pod).is_err() {
-                self.put(pod, &differ[&class].1, patch);
+        for (pod, class) in &self.view.pods {
+            let is_told = moved.binary_search_by_key(pod, |(pod, ..)| *pod).is_ok();
+            if let Some(now) = singly.get(class).filter(|_| !is_told) {
+                self.put(*pod, now, patch);
             }
         }
+    }
+
+    /// Sets all of whose pods on the node go to one and the same other.
+    fn ways(&self, differ: &[(ClassId, Told, Told)]) -> BTreeMap<SetIndex, Option<SetIndex>> {
+        let mut ways = BTreeMap::new();
+        for (_, before, now) in differ {
+            for (old, new) in before.pair.into_iter().zip(now.pair).filter(|(old, new)| old != new) {
+                let Some(old) = old else { continue };
+                let way = ways.entry(old).or_insert(new);
+                *way = way.filter(|way| Some(*way) == new);
+            }
+        }
+        let stays = |set| self.view.sets_of_classes().any(|other| other == set);
+        ways.retain(|&old, way| way.is_some() && !stays(old));
+        ways
     }
 
     fn tell_pod(
@@ -143,7 +164,7 @@ impl Refresh<'_> {
     fn put(&self, id: PodId, told: &Told, patch: &mut Patch) {
         let Some(live) = &self.cluster.pods[id] else { return };
         let Key { namespace, name } = self.cluster.pods.key(id).clone();
-        let [ingress, egress] = told.pair.map(|set| set.map(|set| self.sets.sets[set].id));
+        let [ingress, egress] = told.pair.map(|set| set.map(|set| self.sets.whole(set).id));
         let pod = view::Pod {
             namespace,
             name,
@@ -161,12 +182,12 @@ impl Refresh<'_> {
             return *pair;
         }
         let pair = Direction::BOTH.map(|direction| {
-            let bodies = self.cluster.isolating(class, direction);
+            let list = self.rules.union(&self.cluster.isolating(class, direction))?;
             let ports = match direction {
-                Direction::Ingress => &**self.cluster.words.ports.key(self.cluster.classes.key(class).ports),
+                Direction::Ingress => self.cluster.ports(class),
                 Direction::Egress => &[],
             };
-            (!bodies.is_empty()).then(|| self.sets.set(self.rules, direction, bodies, ports))
+            Some(self.sets.set(self.rules, direction, list, ports))
         });
         self.pairs.insert(class, pair);
         pair
@@ -184,7 +205,11 @@ impl crate::view::View {
         Some(self.classes[at].1)
     }
 
-    fn place(&mut self, moved: &[(PodId, Option<ClassId>, Option<ClassId>)]) {
+    fn sets_of_classes(&self) -> impl Iterator<Item = SetIndex> + '_ {
+        self.classes.iter().flat_map(|(_, told)| told.pair).flatten()
+    }
+
+    fn place(&mut self, moved: &[Moved]) {
         replace(&mut self.pods, moved.iter().map(|&(pod, _, new)| (pod, new)));
     }
 

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use durward_proto::{Block, Digest, Direction, PortKey, view};
+use durward_proto::{Block, Digest, Digester, Direction, PortKey, view};
 
 use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
+use crate::list::{Branch, ListState};
 use crate::object::{Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
-use crate::table::{BodyId, GroupId, NameId, NamespaceId, Table, TermId};
+use crate::table::{BodyId, GroupId, ListId, NameId, NamespaceId, Table, TermId};
 use crate::{Fault, Limits};
 
 /// Something that a remote address can match: all that is there must hold for one and the same pod,
@@ -55,6 +56,8 @@ pub(crate) struct Rules {
     pub(crate) names: Table<NameId, view::Policy, ()>,
     /// By the digest of their content.
     pub(crate) bodies: Table<BodyId, Digest, Body>,
+    /// Lists of them: what isolates pods.
+    pub(crate) lists: Table<ListId, Branch<ListId, BodyId>, ListState>,
 }
 
 impl Rules {
@@ -187,30 +190,33 @@ impl Rules {
 
     fn digest(&self, policy: &view::Policy, direction: Direction, rules: &[Compiled]) -> Digest {
         let view::Policy { namespace, name, logged } = policy;
-        let mut fields = vec![
-            namespace.as_bytes().to_vec(),
-            name.as_bytes().to_vec(),
-            vec![u8::from(*logged), direction as u8],
-        ];
+        let mut digester = Digester::new("policy");
+        digester.field(namespace.as_bytes());
+        digester.field(name.as_bytes());
+        digester.field(&[u8::from(*logged), direction as u8]);
         for Compiled { peers, ranges, names, named } in rules {
-            let digests =
-                |terms: &[TermId]| -> Vec<u8> { terms.iter().flat_map(|&t| self.terms[t].0).collect() };
-            fields.push(vec![u8::from(peers.is_some())]);
-            fields.push(digests(peers.as_deref().unwrap_or_default()));
-            fields.push(
-                ranges.iter().flat_map(|(a, b)| [a.bits(), b.bits()]).flat_map(u32::to_be_bytes).collect(),
-            );
-            fields.push((names.len() as u64).to_be_bytes().to_vec());
-            for (protocol, name) in names {
-                fields.extend([vec![protocol.number()], name.as_bytes().to_vec()]);
+            digester.field(&[u8::from(peers.is_some())]);
+            for terms in [peers.as_deref().unwrap_or_default(), named] {
+                digester.field(&(terms.len() as u64).to_be_bytes());
+                terms.iter().for_each(|&term| digester.field(&self.terms[term].0));
             }
-            fields.push(digests(named));
+            digester.field(&(ranges.len() as u64).to_be_bytes());
+            for (first, last) in ranges {
+                digester.field(&first.bits().to_be_bytes());
+                digester.field(&last.bits().to_be_bytes());
+            }
+            digester.field(&(names.len() as u64).to_be_bytes());
+            for (protocol, name) in names {
+                digester.field(&[protocol.number()]);
+                digester.field(name.as_bytes());
+            }
         }
-        Digest::of("policy", fields)
+        digester.digest()
     }
 
     /// Frees what nobody holds any more, and lets go of what that held.
     pub(crate) fn collect(&mut self, cluster: &mut Cluster) {
+        self.collect_lists();
         for (_, _, body) in self.bodies.collect() {
             body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));
             self.names.release(body.name);

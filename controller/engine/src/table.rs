@@ -51,7 +51,11 @@ ids! {
     NameId
     /// A policy's rules for one direction.
     BodyId
+    /// A list of bodies.
+    ListId
     SetIndex AtomIndex RowIndex AttributionIndex
+    /// What a branch of a set adds to a row.
+    PartId
     /// What rows say.
     ContentId
 }

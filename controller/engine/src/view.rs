@@ -8,16 +8,19 @@
 //! that led here cannot matter. What follows from that is not kept: which address has which atom (see
 //! `address.rs`), which rows there are (each set's for each atom).
 
+use std::collections::BTreeMap;
+
 use durward_proto::{AtomId, Block, Delta, Direction, Patch, Row, SetDelta, view};
 use hashbrown::HashMap;
 
 use crate::address::Change;
+use crate::attribution::AttributionState;
 use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt};
 use crate::elements::Element;
 use crate::own::{SetPair, Told};
 use crate::rules::{Rules, Term};
-use crate::set::Sets;
+use crate::set::{Sets, Whole};
 use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, RowIndex, SetIndex, TermId};
 use crate::tally::{Tally, Uses};
 
@@ -44,7 +47,7 @@ pub(crate) struct View {
 impl View {
     /// Whether one of the node's pods is isolated on egress.
     pub(crate) fn judges_egress(&self, sets: &Sets) -> bool {
-        self.sets.things().any(|set| sets.sets.key(set).direction == Direction::Egress)
+        self.sets.things().any(|set| sets.whole(set).direction == Direction::Egress)
     }
 }
 
@@ -147,8 +150,9 @@ impl Refresh<'_> {
             for (_, row) in self.told_rows(set, &before) {
                 self.drop_row(row);
             }
-            self.drop_row(self.sets.sets[set].base);
-            patch.sets.insert(self.sets.sets[set].id, SetDelta::Removed);
+            let Whole { id, base, .. } = self.sets.whole(set);
+            self.drop_row(base);
+            patch.sets.insert(id, SetDelta::Removed);
         }
         if !(new_atoms.is_empty() && old_atoms.is_empty()) {
             let [new, old] = [&new_atoms, &old_atoms].map(|atoms| self.by_term(atoms.iter().copied()));
@@ -156,16 +160,16 @@ impl Refresh<'_> {
             for set in sets.into_iter().filter(|set| new_sets.binary_search(set).is_err()) {
                 let delta = self.change_rows(set, &new, &old);
                 if !delta.is_empty() {
-                    patch.sets.insert(self.sets.sets[set].id, SetDelta::Rows(delta));
+                    patch.sets.insert(self.sets.whole(set).id, SetDelta::Rows(delta));
                 }
             }
         }
         let atoms = if new_sets.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
         for &set in new_sets {
-            let (id, base) = (self.sets.sets[set].id, self.sets.sets[set].base);
+            let Whole { id, direction, base } = self.sets.whole(set);
             self.take_row(base);
             let content = view::Set {
-                direction: self.sets.sets.key(set).direction,
+                direction,
                 base: self.sets.said(base).clone(),
                 rows: self.change_rows(set, &atoms, &vec![]).put,
             };
@@ -235,13 +239,35 @@ impl Refresh<'_> {
         self.sets.rows.release(row);
     }
 
+    /// Follows the lists that rows name to the lists that those are made of.
     fn attributions(&mut self, patch: &mut Patch) {
-        let uses = std::mem::take(&mut self.attributions);
-        let (came, went) = self.view.attributions.settle(uses);
-        let content = |attribution: AttributionIndex| self.sets.attributions[attribution].clone();
-        patch.attributions.put = came.into_iter().map(content).collect();
-        patch.attributions.removed =
-            went.into_iter().map(|attribution| self.sets.attributions[attribution].0).collect();
+        // What was there before, of all that came or went on the way.
+        let mut before = BTreeMap::<AttributionIndex, bool>::new();
+        let mut uses = std::mem::take(&mut self.attributions);
+        loop {
+            let (came, went) = self.view.attributions.settle(uses);
+            if came.is_empty() && went.is_empty() {
+                break;
+            }
+            uses = Uses::default();
+            for &list in &came {
+                before.entry(list).or_insert(false);
+                self.sets.attributions.key(list).children().for_each(|part| uses.add(part));
+            }
+            for &list in &went {
+                before.entry(list).or_insert(true);
+                self.sets.attributions.key(list).children().for_each(|part| uses.sub(part));
+            }
+        }
+        let Delta { put, removed } = &mut patch.attributions;
+        for (list, was) in before {
+            let AttributionState { id, list: content, .. } = &self.sets.attributions[list];
+            match (was, self.view.attributions.uses(list) > 0) {
+                (false, true) => drop(put.insert(*id, content.clone())),
+                (true, false) => drop(removed.insert(*id)),
+                _ => {}
+            }
+        }
     }
 
     /// Nobody is interested in the node any more: lets go of everything.
@@ -253,7 +279,7 @@ impl Refresh<'_> {
         }
         let atoms = self.by_term(self.view.atoms.things());
         for set in self.view.sets.things().collect::<Vec<_>>() {
-            let base = self.sets.sets[set].base;
+            let base = self.sets.whole(set).base;
             let rows = self.told_rows(set, &atoms);
             rows.into_iter().map(|(_, row)| row).chain([base]).for_each(|row| self.sets.rows.release(row));
             self.sets.sets.release(set);

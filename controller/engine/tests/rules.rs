@@ -46,8 +46,8 @@ impl World {
         let (subject, remote) = (&self.oracle.pods[&key(pod)], address(remote));
         let act = self.view.act(&subject.uid, direction, remote, PortKey::new(protocol, port));
         let said = act.map(|act| {
-            let policies = &self.view.attributions[&act.attribution].0;
-            (act.verdict, policies.iter().cloned().collect::<BTreeSet<_>>())
+            let policies = self.view.attribution(act.attribution).expect("a whole list");
+            (act.verdict, policies.0.iter().cloned().collect::<BTreeSet<_>>())
         });
         let judged = self.oracle.judge(subject, &Packet { direction, remote, protocol, port });
         assert_eq!(said, judged, "engine and oracle on {pod} {direction:?} {remote} {protocol}:{port}");
@@ -503,8 +503,14 @@ fn a_policy_of_a_thousand_peers_and_a_thousand_ports() {
 
 #[test]
 fn annotations_reach_attributions_and_pods() {
+    let logged = |world: &World| {
+        let lists: Vec<_> =
+            world.view.attributions.keys().filter_map(|&id| world.view.attribution(id)).collect();
+        assert!(!lists.is_empty());
+        lists.into_iter().map(|list| list.0[0].logged)
+    };
     let mut world = world([Policy { logged: true, ..ingress("a/p", "app=x", []) }]);
-    assert!(world.view.attributions.values().all(|attribution| attribution.0[0].logged));
+    assert!(logged(&world).all(|logged| logged));
     assert!(!world.view.pods[&"a/x".into()].denies_logged);
     world.apply([
         Event::Namespace(durward_engine::object::Namespace {
@@ -514,7 +520,7 @@ fn annotations_reach_attributions_and_pods() {
         put(ingress("a/p", "app=x", [])),
     ]);
     assert!(world.view.pods[&"a/x".into()].denies_logged);
-    assert!(world.view.attributions.values().all(|attribution| !attribution.0[0].logged));
+    assert!(logged(&world).all(|logged| !logged));
 }
 
 #[test]

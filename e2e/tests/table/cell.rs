@@ -99,7 +99,7 @@ fn steps(view: &NodeView, row: &Row) -> String {
 }
 
 fn said(view: &NodeView, Act { verdict, attribution }: Act) -> String {
-    view.attributions.get(&attribution).map_or_else(|| "?".into(), |policies| by(verdict, &*policies.0))
+    view.attribution(attribution).map_or_else(|| "?".into(), |policies| by(verdict, &*policies.0))
 }
 
 fn by<'a>(verdict: Verdict, policies: impl IntoIterator<Item = &'a durward_proto::view::Policy>) -> String {

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use durward_proto::{
-    Act, AtomId, Attribution, AttributionId, Digest, Direction, Frontend, NodeView, PortKey, Row, Service,
-    Set, Verdict,
+    Act, AtomId, Attribution, AttributionId, Digest, Direction, Frontend, NodeView, PolicyList, PortKey, Row,
+    Service, Set, Verdict,
 };
 
 /// Stands for every address of the node in what is said of NodePorts.
@@ -56,7 +56,7 @@ fn judge(
     set: &Set,
     port: PortKey,
     service: &Service,
-    attributions: &mut BTreeMap<AttributionId, Attribution>,
+    attributions: &mut BTreeMap<AttributionId, PolicyList>,
 ) -> Act {
     let backends = service.backends.iter();
     let acts: BTreeSet<Act> = backends
@@ -70,10 +70,10 @@ fn judge(
         0 => denial(set).unwrap_or_else(|| set.base.act(port)),
         1 => acts.into_iter().next().unwrap_or_else(|| set.base.act(port)),
         _ => {
-            let lists = acts.iter().filter_map(|act| view.attributions.get(&act.attribution));
-            let all = Attribution::new(lists.flat_map(|list| list.0.iter().cloned()));
+            let lists: Vec<_> = acts.iter().filter_map(|act| view.attribution(act.attribution)).collect();
+            let all = Attribution::new(lists.iter().flat_map(|list| list.0.iter().cloned()));
             let attribution = all.id();
-            attributions.insert(attribution, all);
+            attributions.insert(attribution, all.into());
             Act { verdict: Verdict::Allow, attribution }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use durward_proto::{AtomId, Attribution, Frontend, LogMode, Pod, PodUid, SetId};
+use durward_proto::{AtomId, AttributionId, Frontend, LogMode, NodeView, Pod, PodUid, SetId};
 
 use crate::kernel::{Access, Act, Bound, Endpoint, Found, LogFlags, Row, Word};
 use crate::plan::Wanted;
@@ -59,6 +59,8 @@ pub(crate) struct Target<'a> {
     pub(crate) numbers: BTreeSet<u32>,
     pub(crate) sets: BTreeMap<SetId, Content>,
     pub(crate) endpoints: BTreeMap<u32, WantedEndpoint>,
+    /// Attributions with a policy that asks to be logged.
+    logged: BTreeSet<AttributionId>,
     wanted: Wanted<'a>,
 }
 
@@ -71,10 +73,8 @@ impl<'a> Target<'a> {
                 entry.insert(numbers.atom(id)?);
             }
         }
-        for &id in view.attributions.keys() {
-            numbers.give_attribution(id)?;
-        }
         let mut target = Self {
+            logged: view.attributions.keys().copied().filter(|&id| is_logged(view, id)).collect(),
             numbers: atoms.values().copied().chain([0]).collect(),
             atoms,
             sets: BTreeMap::new(),
@@ -114,9 +114,7 @@ impl<'a> Target<'a> {
     fn row(&self, row: &durward_proto::Row, numbers: &mut Numbers) -> Result<Row, Exhausted> {
         let bound = |step: &durward_proto::Step| {
             let id = step.act.attribution;
-            let policies = self.wanted.view.attributions.get(&id);
-            let logged = policies.is_some_and(|Attribution(list)| list.iter().any(|policy| policy.logged));
-            let attribution = numbers.give_attribution(id)?;
+            let (logged, attribution) = (self.logged.contains(&id), numbers.give_attribution(id)?);
             let act = Act { verdict: step.act.verdict, logged, attribution };
             Ok(Bound { start: step.start.bits(), act })
         };
@@ -161,4 +159,8 @@ impl<'a> Target<'a> {
             log: log(pod.is_some_and(|pod| pod.denies_logged)),
         }
     }
+}
+
+fn is_logged(view: &NodeView, id: AttributionId) -> bool {
+    view.attribution(id).is_some_and(|policies| policies.0.iter().any(|policy| policy.logged))
 }

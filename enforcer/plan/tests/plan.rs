@@ -120,7 +120,7 @@ fn view(seed: &Seed) -> NodeView {
             sets.insert(set_id(direction, n as u8), set);
         }
     }
-    let attributions = (0..4).map(attribution).map(|policies| (policies.id(), policies)).collect();
+    let attributions = (0..4).map(attribution).map(|policies| (policies.id(), policies.into())).collect();
     let addresses = seed.addresses.iter().map(|(&n, &a)| (remote(n), atom(a as usize))).collect();
     let block = |n: u8| BLOCKS[n as usize].parse::<Block>().unwrap();
     let blocks = seed.blocks.iter().map(|(&n, &a)| (block(n), atom(a as usize))).collect();
@@ -256,7 +256,8 @@ fn wanted_judgements(seed: &Seed, numbers: &Numbers) -> Vec<Judgement> {
         }
         view.act(&uid, direction, remote, key).map_or(Judgement::Free, |act| {
             let attribution = numbers.attribution(act.attribution).expect("a number for what is judged by");
-            let logged = view.attributions[&act.attribution].0.iter().any(|policy| policy.logged);
+            let logged =
+                view.attribution(act.attribution).expect("a list").0.iter().any(|policy| policy.logged);
             Judgement::By(durward_plan::Act { verdict: act.verdict, logged, attribution })
         })
     })

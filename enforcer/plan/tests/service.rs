@@ -88,7 +88,7 @@ fn view() -> impl Strategy<Value = NodeView> {
         NodeView {
             pods: [(pod(), pod_of)].into(),
             sets: sets.map(|(direction, rows)| (set_id(direction), set(direction, rows))).into(),
-            attributions: lists.map(policies).map(|list| (list.id(), list)).into(),
+            attributions: lists.map(policies).map(|list| (list.id(), list.into())).into(),
             addresses,
             services,
             ..NodeView::default()
@@ -118,8 +118,9 @@ proptest! {
                 prop_assert_eq!(act.verdict == Verdict::Allow, allowed);
             }
             if act.verdict == Verdict::Allow {
-                let by: BTreeSet<_> = judged.attributions[&act.attribution].0.iter().collect();
-                let each = acts.iter().flat_map(|act| view.attributions[&act.attribution].0.iter());
+                let by: BTreeSet<_> = judged.attribution(act.attribution).unwrap().0.iter().cloned().collect();
+                let lists = acts.iter().map(|act| view.attribution(act.attribution).unwrap());
+                let each = lists.flat_map(|list| list.0.to_vec());
                 prop_assert!(acts.is_empty() || by == each.collect());
             } else {
                 prop_assert_eq!(act.attribution, policies(&["a", "b"]).id());
@@ -181,7 +182,7 @@ fn frontends_are_known_before_a_word_judges_and_forgotten_after_the_last_did() {
         )]
         .into(),
         sets: [(set_id(Direction::Egress), set)].into(),
-        attributions: [policies(&["a", "b"])].map(|list| (list.id(), list)).into(),
+        attributions: [policies(&["a", "b"])].map(|list| (list.id(), list.into())).into(),
         services: [(frontend, service)].into(),
         ..NodeView::default()
     };

@@ -40,9 +40,16 @@ impl Recorder {
         judging: Judging,
     ) -> Book {
         let now = Instant::now();
-        let attributions = view.attributions.iter();
-        let attributions =
-            attributions.filter_map(|(&id, list)| Some((numbers.attribution(id)?, list.clone())));
+        // Parts of lists have no numbers. A list is put together once: its number means it forever.
+        let attributions: Vec<_> = view
+            .attributions
+            .keys()
+            .filter_map(|&id| {
+                let number = numbers.attribution(id)?;
+                let known = self.attributions.get(&number).map(|(list, _)| list.clone());
+                Some((number, known.or_else(|| view.attribution(id))?))
+            })
+            .collect();
         let by_name = by_name(view);
         let endpoints = findings.found.iter().filter_map(|(&ifindex, found)| {
             let &(uid, pod) = by_name.get(&*found.pod.as_ref()?.0)?;
@@ -56,7 +63,7 @@ impl Recorder {
             };
             Some((ifindex, endpoint))
         });
-        remember(&mut self.attributions, attributions, now);
+        remember(&mut self.attributions, attributions.into_iter(), now);
         remember(&mut self.endpoints, endpoints, now);
         let name = |service: &Service| ServiceName {
             namespace: service.namespace.clone(),

@@ -39,7 +39,7 @@ pub fn isolate_logged(view: &mut NodeView, pod: u8, policy: &str, from: &[[u8; 4
     let rows = if from.is_empty() { [].into() } else { [(atom, row(Verdict::Allow))].into() };
     let content = Set { direction: Direction::Ingress, base: row(Verdict::Deny), rows };
     view.sets.insert(set, content);
-    view.attributions.insert(attribution.id(), attribution);
+    view.attributions.insert(attribution.id(), attribution.into());
     view.addresses.extend(from.iter().map(|address| (IpAddr::from(*address), atom)));
     if let Some(pod) = view.pods.get_mut(&PodUid::from(node::uid(pod).as_str())) {
         pod.ingress = Some(set);

@@ -1,0 +1,94 @@
+//! The exact lists of policies behind verdicts. Pure.
+
+use durward_proto::{Attribution, AttributionId, PolicyList};
+
+use crate::cluster::sorted;
+use crate::list::{Branch, FAN, LEAF};
+use crate::rules::Rules;
+use crate::set::Sets;
+use crate::table::{AttributionIndex, BodyId, NameId};
+
+/// What is kept of an attribution.
+#[derive(Debug)]
+pub(crate) struct AttributionState {
+    /// How many policies it has.
+    pub(crate) count: u32,
+    pub(crate) id: AttributionId,
+    pub(crate) list: PolicyList,
+}
+
+impl Sets {
+    /// The attribution to these policies, which are of one leaf.
+    pub(crate) fn attribution(
+        &mut self,
+        rules: &mut Rules,
+        bodies: impl IntoIterator<Item = BodyId>,
+    ) -> AttributionIndex {
+        let names = sorted(bodies.into_iter().map(|body| rules.bodies[body].name).collect());
+        self.attribution_to(rules, names)
+    }
+
+    fn attribution_to(&mut self, rules: &mut Rules, names: Vec<NameId>) -> AttributionIndex {
+        let branch = Branch::Leaf(names.into());
+        if let Some(attribution) = self.attributions.find(&branch) {
+            return attribution;
+        }
+        let Branch::Leaf(names) = &branch else { unreachable!("a leaf was made") };
+        names.iter().for_each(|&name| rules.names.hold(name));
+        let policies = Attribution::new(names.iter().map(|&name| rules.names.key(name).clone()));
+        let (count, id) = (names.len() as u32, policies.id());
+        self.attributions.insert(branch, AttributionState { count, id, list: policies.into() })
+    }
+
+    /// The attribution to all policies of these, which are of the branches of one list.
+    pub(crate) fn joined(
+        &mut self,
+        rules: &mut Rules,
+        children: [Option<AttributionIndex>; FAN],
+    ) -> Option<AttributionIndex> {
+        let present = || children.iter().copied().flatten();
+        let count: u32 = present().map(|child| self.attributions[child].count).sum();
+        if count == 0 {
+            return None;
+        }
+        if count as usize <= LEAF {
+            let names = present().flat_map(|child| self.names_of(child)).collect();
+            return Some(self.attribution_to(rules, sorted(names)));
+        }
+        let branch = Branch::Inner(Box::new(children));
+        if let Some(attribution) = self.attributions.find(&branch) {
+            return Some(attribution);
+        }
+        present().for_each(|child| self.attributions.hold(child));
+        let list = PolicyList::of_parts(present().map(|child| self.attributions[child].id));
+        Some(self.attributions.insert(branch, AttributionState { count, id: list.id(), list }))
+    }
+
+    fn names_of(&self, attribution: AttributionIndex) -> Vec<NameId> {
+        let (mut names, mut left) = (vec![], vec![attribution]);
+        while let Some(attribution) = left.pop() {
+            match self.attributions.key(attribution) {
+                Branch::Leaf(leaf) => names.extend(leaf),
+                Branch::Inner(children) => left.extend(children.iter().copied().flatten()),
+            }
+        }
+        names
+    }
+
+    pub(crate) fn collect_attributions(&mut self, rules: &mut Rules) {
+        loop {
+            let gone = self.attributions.collect();
+            if gone.is_empty() {
+                return;
+            }
+            for (_, branch, _) in gone {
+                match branch {
+                    Branch::Leaf(names) => names.iter().for_each(|&name| rules.names.release(name)),
+                    Branch::Inner(children) => {
+                        children.iter().flatten().for_each(|&child| self.attributions.release(child));
+                    }
+                }
+            }
+        }
+    }
+}

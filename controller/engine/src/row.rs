@@ -1,0 +1,266 @@
+//! Rows: what a set's rules permit to addresses that match certain of its terms. Pure.
+//!
+//! The row of a set of few policies is worked out from their rules; that of a set of many from the parts
+//! that its branches add to it, which stay as they are where none of their policies changed.
+
+use durward_proto::{Act, PortKey, Row, Step, Verdict, view};
+
+use crate::cluster::sorted;
+use crate::elements::{Asked, Element, Of};
+use crate::list::FAN;
+use crate::object::Key;
+use crate::rules::Rules;
+use crate::set::{Kind, Sets};
+use crate::table::{AttributionIndex, BodyId, ContentId, PartId, SetIndex};
+use crate::{Fault, Limits};
+
+/// From the first key to the last, one of a leaf's bodies permits.
+pub(crate) type Grant = (PortKey, PortKey, u32);
+
+/// From each key on, who permits; none if nobody does.
+type Steps = Vec<(PortKey, Option<AttributionIndex>)>;
+
+/// What there is too much of, and how much there may be.
+type Over = (&'static str, usize);
+
+/// What is kept of a row.
+#[derive(Debug)]
+pub(crate) struct RowState {
+    pub(crate) content: ContentId,
+    /// What few rows have.
+    pub(crate) rest: Option<Box<Rest>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Rest {
+    /// Where the row denies because it would be too large: the policy that says most, and what of.
+    pub(crate) overflow: Option<(Key, Fault)>,
+    /// What it was made of.
+    pub(crate) parts: Vec<PartId>,
+}
+
+/// What one branch of a set adds to rows.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) steps: Box<[(PortKey, Option<AttributionIndex>)]>,
+    /// How many grants it was made of.
+    weight: usize,
+    over: Option<Over>,
+    pub(crate) parts: Box<[PartId]>,
+}
+
+/// A part before it is kept.
+#[derive(Default)]
+struct Draft {
+    steps: Steps,
+    weight: usize,
+    over: Option<Over>,
+    parts: Vec<PartId>,
+}
+
+impl Sets {
+    /// What a whole set says of addresses that match these elements, all of terms of the set.
+    pub(crate) fn row_state(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> RowState {
+        let Draft { steps, weight: _, over, parts } = self.draft(rules, set, elements);
+        let denied = (Verdict::Deny, self.denied(rules, set));
+        let act = |by: Option<_>| by.map_or(denied, |by| (Verdict::Allow, by));
+        let mut acts: Vec<_> = steps.into_iter().map(|(start, by)| (start, act(by))).collect();
+        let mentions = || acts.iter().map(|&(_, (_, by))| self.attributions[by].count as usize).sum();
+        let over =
+            over.or_else(|| too_many("mentions of policies", mentions(), self.limits.mentions_per_row));
+        let overflow = over.map(|(what, limit)| {
+            acts = vec![(PortKey::MIN, denied)];
+            (self.heaviest(rules, set, elements), Fault::TooManyTogether { what, limit })
+        });
+        let content = self.content(&acts);
+        self.contents.hold(content);
+        parts.iter().for_each(|&part| self.parts.hold(part));
+        let rest = (overflow.is_some() || !parts.is_empty()).then(|| Box::new(Rest { overflow, parts }));
+        RowState { content, rest }
+    }
+
+    fn content(&mut self, acts: &[(PortKey, (Verdict, AttributionIndex))]) -> ContentId {
+        let step = |&(start, (verdict, by)): &_| {
+            let by: AttributionIndex = by;
+            Step { start, act: Act { verdict, attribution: self.attributions[by].id } }
+        };
+        let row = match Row::new(acts.iter().map(step).collect()) {
+            Ok(row) => row,
+            Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
+        };
+        if let Some(content) = self.contents.find(&row) {
+            return content;
+        }
+        let attributions = sorted(acts.iter().map(|&(_, (_, by))| by).collect());
+        attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
+        self.contents.insert(row, attributions.into())
+    }
+
+    fn draft(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {
+        match &self.sets[set].kind {
+            Kind::Leaf { .. } => self.leaf(rules, set, elements),
+            Kind::Inner(children) => {
+                let children = **children;
+                self.inner(rules, children, elements)
+            }
+        }
+    }
+
+    fn leaf(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {
+        let Limits { steps_per_row, mentions_per_row, .. } = self.limits;
+        let grants = self.matched(rules, set, elements);
+        let weight = grants.len();
+        let mut draft = Draft { weight, ..Draft::default() };
+        draft.over = too_many("ports of rules", weight, mentions_per_row);
+        if draft.over.is_some() {
+            return draft;
+        }
+        let mut edges = Vec::with_capacity(2 * weight);
+        for (first, last, at) in grants {
+            edges.push((first, at, 1));
+            edges.extend(last.next().map(|after| (after, at, -1)));
+        }
+        edges.sort_unstable();
+        let bodies = self.sets.key(set).bodies(rules).to_vec();
+        let mut permitting = vec![0_i32; bodies.len()];
+        let mut left = &edges[..];
+        let mut start = PortKey::MIN;
+        loop {
+            while let [(key, at, change), rest @ ..] = left {
+                if *key > start {
+                    break;
+                }
+                permitting[*at as usize] += change;
+                left = rest;
+            }
+            let by: Vec<BodyId> = bodies
+                .iter()
+                .zip(&permitting)
+                .filter(|(_, count)| **count > 0)
+                .map(|(&body, _)| body)
+                .collect();
+            let by = (!by.is_empty()).then(|| self.attribution(rules, by));
+            step(&mut draft.steps, start, by);
+            draft.over = too_many("ranges of ports", draft.steps.len(), steps_per_row);
+            let Some(&(next, ..)) = left.first().filter(|_| draft.over.is_none()) else { return draft };
+            start = next;
+        }
+    }
+
+    fn inner(&mut self, rules: &mut Rules, children: [Option<SetIndex>; FAN], elements: &[Element]) -> Draft {
+        let Limits { steps_per_row, mentions_per_row, .. } = self.limits;
+        let mut draft = Draft::default();
+        let mut steps: [Box<[_]>; FAN] = Default::default();
+        for (steps, child) in steps.iter_mut().zip(children) {
+            let Some(child) = child else { continue };
+            let part = self.part(rules, child, elements);
+            draft.parts.push(part);
+            draft.weight += self.parts[part].weight;
+            draft.over = draft.over.or(self.parts[part].over);
+            *steps = self.parts[part].steps.clone();
+        }
+        draft.over = too_many("ports of rules", draft.weight, mentions_per_row).or(draft.over);
+        let starts = sorted(steps.iter().flat_map(|steps| steps.iter().map(|&(start, _)| start)).collect());
+        let mut next = [0; FAN];
+        for start in starts {
+            if draft.over.is_some() {
+                break;
+            }
+            let mut by = [None; FAN];
+            for at in 0..FAN {
+                while steps[at].get(next[at]).is_some_and(|&(first, _)| first <= start) {
+                    next[at] += 1;
+                }
+                by[at] = next[at].checked_sub(1).and_then(|last| steps[at][last].1);
+            }
+            let by = self.joined(rules, by);
+            step(&mut draft.steps, start, by);
+            draft.over = too_many("ranges of ports", draft.steps.len(), steps_per_row);
+        }
+        draft
+    }
+
+    /// What a branch adds for addresses that match these elements, of which some may be of other branches.
+    fn part(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> PartId {
+        let terms = &self.sets[set].terms;
+        let own: Vec<_> =
+            elements.iter().filter(|(term, _)| terms.binary_search(term).is_ok()).copied().collect();
+        if let Some(part) = self.parts.find(&Asked(set, &own)) {
+            return part;
+        }
+        let Draft { steps, weight, over, parts } = self.draft(rules, set, &own);
+        steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.hold(by));
+        parts.iter().for_each(|&part| self.parts.hold(part));
+        let part = Part { steps: steps.into(), weight, over, parts: parts.into() };
+        self.parts.insert(Of(set, own[..].into()), part)
+    }
+
+    /// What a leaf's rules permit to addresses that match these elements.
+    fn matched(&self, rules: &Rules, set: SetIndex, elements: &[Element]) -> Vec<Grant> {
+        let Kind::Leaf { grants: needing, open } = &self.sets[set].kind else { return vec![] };
+        let mut by_number = vec![];
+        let mut grants = open.to_vec();
+        for &(term, number) in elements {
+            let first = needing.partition_point(|(other, ..)| *other < term);
+            let matching = needing[first..].iter().take_while(|(other, ..)| *other == term);
+            match &rules.terms.key(term).port {
+                None => by_number.extend(matching.map(|&(_, at, rule)| (at, rule))),
+                Some((protocol, _)) => {
+                    let port = PortKey::new(protocol.number(), number);
+                    grants.extend(matching.map(|&(_, at, _)| (port, port, at)));
+                }
+            }
+        }
+        // A rule that matches by several of its peers permits no more than by one.
+        let key = self.sets.key(set);
+        for (at, rule) in sorted(by_number) {
+            self.grant(&mut grants, key.permitted(rules, at, rule), at);
+        }
+        grants
+    }
+
+    /// Adds what one of a leaf's bodies permits, up to one more than can be judged.
+    pub(crate) fn grant(
+        &self,
+        to: &mut Vec<Grant>,
+        ranges: impl Iterator<Item = (PortKey, PortKey)>,
+        at: u32,
+    ) {
+        let room = (self.limits.mentions_per_row + 1).saturating_sub(to.len());
+        to.extend(ranges.take(room).map(|(first, last)| (first, last, at)));
+    }
+
+    /// The policy that says most in a row; of several, the first by name.
+    fn heaviest(&self, rules: &Rules, set: SetIndex, elements: &[Element]) -> Key {
+        let mut weights = vec![];
+        let mut left = vec![set];
+        while let Some(set) = left.pop() {
+            if let Kind::Inner(children) = &self.sets[set].kind {
+                left.extend(children.iter().copied().flatten());
+                continue;
+            }
+            let bodies = self.sets.key(set).bodies(rules);
+            let first = weights.len();
+            weights.extend(bodies.iter().map(|&body| (0_usize, rules.names.key(rules.bodies[body].name))));
+            for (.., at) in self.matched(rules, set, elements) {
+                weights[first + at as usize].0 += 1;
+            }
+        }
+        let heaviest = weights.into_iter().max_by_key(|&(weight, name)| (weight, std::cmp::Reverse(name)));
+        match heaviest {
+            Some((_, view::Policy { namespace, name, .. })) => Key::new(namespace.clone(), name.clone()),
+            None => unreachable!("a set has policies"),
+        }
+    }
+}
+
+/// Adds a step, unless it says what the one before says.
+fn step(steps: &mut Steps, start: PortKey, by: Option<AttributionIndex>) {
+    if steps.last().is_none_or(|&(_, before)| before != by) {
+        steps.push((start, by));
+    }
+}
+
+fn too_many(what: &'static str, found: usize, limit: usize) -> Option<Over> {
+    (found > limit).then_some((what, limit))
+}
