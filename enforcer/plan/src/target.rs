@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use durward_proto::{AtomId, AttributionId, Frontend, LogMode, NodeView, Pod, PodUid, SetId};
+use durward_proto::{AtomId, AttributionId, Frontend, LogMode, NodeView, Pod, PodUid, PolicyList, SetId};
 
 use crate::kernel::{Access, Act, Bound, Endpoint, Found, LogFlags, Row, Word};
 use crate::plan::Wanted;
@@ -59,8 +59,7 @@ pub(crate) struct Target<'a> {
     pub(crate) numbers: BTreeSet<u32>,
     pub(crate) sets: BTreeMap<SetId, Content>,
     pub(crate) endpoints: BTreeMap<u32, WantedEndpoint>,
-    /// Attributions with a policy that asks to be logged.
-    logged: BTreeSet<AttributionId>,
+    logged: Logged,
     wanted: Wanted<'a>,
 }
 
@@ -74,7 +73,7 @@ impl<'a> Target<'a> {
             }
         }
         let mut target = Self {
-            logged: view.attributions.keys().copied().filter(|&id| is_logged(view, id)).collect(),
+            logged: Logged::of(view),
             numbers: atoms.values().copied().chain([0]).collect(),
             atoms,
             sets: BTreeMap::new(),
@@ -114,7 +113,7 @@ impl<'a> Target<'a> {
     fn row(&self, row: &durward_proto::Row, numbers: &mut Numbers) -> Result<Row, Exhausted> {
         let bound = |step: &durward_proto::Step| {
             let id = step.act.attribution;
-            let (logged, attribution) = (self.logged.contains(&id), numbers.give_attribution(id)?);
+            let (logged, attribution) = (self.logged.has(id), numbers.give_attribution(id)?);
             let act = Act { verdict: step.act.verdict, logged, attribution };
             Ok(Bound { start: step.start.bits(), act })
         };
@@ -161,6 +160,35 @@ impl<'a> Target<'a> {
     }
 }
 
-fn is_logged(view: &NodeView, id: AttributionId) -> bool {
-    view.attribution(id).is_some_and(|policies| policies.0.iter().any(|policy| policy.logged))
+/// Which attributions have a policy that asks to be logged.
+#[derive(Default)]
+struct Logged(BTreeMap<AttributionId, bool>);
+
+impl Logged {
+    fn of(view: &NodeView) -> Self {
+        let mut logged = Self::default();
+        for &id in view.attributions.keys() {
+            logged.look(view, id);
+        }
+        logged
+    }
+
+    fn has(&self, id: AttributionId) -> bool {
+        self.0.get(&id).copied().unwrap_or(false)
+    }
+
+    /// Looks at each list once, of however many others it is a part. Names are digests of what is named, so that no
+    /// list is a part of itself.
+    fn look(&mut self, view: &NodeView, id: AttributionId) -> bool {
+        if let Some(&known) = self.0.get(&id) {
+            return known;
+        }
+        let logged = match view.attributions.get(&id) {
+            Some(PolicyList::Policies(policies)) => policies.0.iter().any(|policy| policy.logged),
+            Some(PolicyList::Parts(parts)) => parts.iter().any(|&part| self.look(view, part)),
+            None => false,
+        };
+        self.0.insert(id, logged);
+        logged
+    }
 }

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use durward_plan::model::Judgement;
 use durward_plan::{Access, Found, Kernel, Numbers, RowKey, Step, Wanted, Word, plan};
 use durward_proto::{
-    Act, AtomId, Attribution, Block, Digest, Direction, NodeView, Pod, PodUid, Policy, PortKey, Row, Set,
-    SetId, Step as RowStep, Verdict,
+    Act, AtomId, Attribution, Block, Digest, Direction, NodeView, Pod, PodUid, Policy, PolicyList, PortKey,
+    Row, Set, SetId, Step as RowStep, Verdict,
 };
 use proptest::prelude::*;
 
@@ -22,8 +22,17 @@ const BLOCKS: [&str; 6] =
 const PORTS: [PortKey; 4] =
     [PortKey::MIN, PortKey::new(6, 80), PortKey::new(6, 81), PortKey::new(17, u16::MAX)];
 
-fn attribution(n: u8) -> Attribution {
-    Attribution::new([Policy { namespace: "n".into(), name: n.to_string().into(), logged: n == 1 }])
+/// Some policies; the second is to be logged.
+fn policy(n: u8) -> PolicyList {
+    Attribution::new([Policy { namespace: "n".into(), name: n.to_string().into(), logged: n == 1 }]).into()
+}
+
+/// What rows are attributed to: one policy, the last to several, as a long list is.
+fn attribution(n: u8) -> PolicyList {
+    match n {
+        3 => PolicyList::of_parts([1, 4].map(|n| policy(n).id())),
+        _ => policy(n),
+    }
 }
 
 /// One of a few rows; the last has more bounds than the kernel's short rows hold.
@@ -120,7 +129,7 @@ fn view(seed: &Seed) -> NodeView {
             sets.insert(set_id(direction, n as u8), set);
         }
     }
-    let attributions = (0..4).map(attribution).map(|policies| (policies.id(), policies.into())).collect();
+    let attributions = (0..4).map(attribution).chain([policy(4)]).map(|list| (list.id(), list)).collect();
     let addresses = seed.addresses.iter().map(|(&n, &a)| (remote(n), atom(a as usize))).collect();
     let block = |n: u8| BLOCKS[n as usize].parse::<Block>().unwrap();
     let blocks = seed.blocks.iter().map(|(&n, &a)| (block(n), atom(a as usize))).collect();
