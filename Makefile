@@ -63,7 +63,7 @@ bench-controller: setup ## What the controller needs to start in a full cluster;
 
 # Two programs, whose JSON becomes one line.
 bench-engine: setup ## What the engine costs, alone and in the daemon while a cluster changes; the last line is JSON
-	@{ cargo bench --quiet --locked -p durward-engine --bench engine; \
+	@{ cargo bench --quiet --locked -p durward-engine --bench engine --bench memory; \
 	   cargo bench --quiet --locked -p durward-controller --bench churn; } \
 	 | awk '/^{/ { gsub(/^{|}$$/, ""); json = json (json ? "," : "") $$0; next } { print; fflush() } END { print "{" json "}" }'
 

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use durward_proto::{AtomId, Delta};
-use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use crate::block::Prefixes;
 use crate::cluster::sorted;
@@ -31,14 +31,35 @@ pub(crate) struct Change {
     pub(crate) named_blocks: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     Before,
     Now,
 }
 
-/// Atoms of addresses of one pod only, by its class and the block that holds them.
-type Known = HashMap<(ClassId, Option<AtomIndex>, When), Option<AtomIndex>>;
+/// What an address matches, while it is put together.
+type Matched = SmallVec<[Element; 8]>;
+
+/// Atoms of addresses of one pod only, by its class and the block that holds them: those of late.
+#[derive(Default)]
+struct Known(SmallVec<[(ClassId, Option<AtomIndex>, When, Option<AtomIndex>); 4]>);
+
+impl Known {
+    /// Beyond that, to look costs more than to work it out.
+    const MANY: usize = 16;
+
+    fn get(&self, class: ClassId, block: Option<AtomIndex>, when: When) -> Option<Option<AtomIndex>> {
+        let known = self.0.iter().find(|(c, b, w, _)| (*c, *b, *w) == (class, block, when));
+        known.map(|(.., atom)| *atom)
+    }
+
+    fn put(&mut self, class: ClassId, block: Option<AtomIndex>, when: When, atom: Option<AtomIndex>) {
+        if self.0.len() == Self::MANY {
+            self.0.clear();
+        }
+        self.0.push((class, block, when, atom));
+    }
+}
 
 impl Refresh<'_> {
     /// Brings the atoms of the marked addresses up to date, and of all that the change concerns.
@@ -46,7 +67,7 @@ impl Refresh<'_> {
         if change.all && self.view.named_blocks == 0 {
             return self.all_addresses();
         }
-        let (mut delta, marked, mut known) = (Delta::default(), sorted(marked), Known::new());
+        let (mut delta, marked, mut known) = (Delta::default(), sorted(marked), Known::default());
         let decide = self.classes_decide(change);
         for class in self.concerned(change) {
             let [old, new] = if decide {
@@ -142,7 +163,7 @@ impl Refresh<'_> {
 
     /// The addresses of several pods, of the classes that match something.
     fn shared_addresses(&mut self, matches: &[(ClassId, Element)]) -> Vec<(IpAddr, AtomIndex)> {
-        let (change, mut known, mut found) = (Change::default(), Known::new(), vec![]);
+        let (change, mut known, mut found) = (Change::default(), Known::default(), vec![]);
         let shared: Vec<_> = self.cluster.shared.keys().copied().collect();
         for address in shared {
             let classes = self.cluster.classes_of(address);
@@ -160,7 +181,7 @@ impl Refresh<'_> {
     /// The classes that the node's terms mention, with what they match; sorted.
     fn matches(&self) -> Vec<(ClassId, Element)> {
         let mut matches = vec![];
-        for term in self.view.terms.things() {
+        for term in self.view.terms.iter() {
             let Term { group: Some(group), port, .. } = self.rules.terms.key(term) else { continue };
             let classes = self.cluster.groups[*group].classes.iter();
             match port {
@@ -185,7 +206,7 @@ impl Refresh<'_> {
 
     /// Classes of which the change may concern addresses.
     fn concerned(&self, change: &Change) -> Vec<ClassId> {
-        let others = self.view.terms.things().filter(|_| change.blocks);
+        let others = self.view.terms.iter().filter(|_| change.blocks);
         let terms = change.came.iter().chain(&change.went).copied().chain(others);
         let groups = sorted(terms.filter_map(|term| self.rules.terms.key(term).group).collect());
         sorted(groups.into_iter().flat_map(|group| &self.cluster.groups[group].classes).copied().collect())
@@ -228,7 +249,7 @@ impl Refresh<'_> {
         if let ([class], 0, false) = (&classes[..], self.view.named_blocks, change.named_blocks) {
             return self.class_atom(change, *class, block, when, known);
         }
-        let mut elements = vec![];
+        let mut elements = Matched::new();
         for class in classes {
             self.elements(change, class, Some(address), when, &mut elements);
         }
@@ -243,23 +264,25 @@ impl Refresh<'_> {
         when: When,
         known: &mut Known,
     ) -> Option<AtomIndex> {
-        if let Some(atom) = known.get(&(class, block, when)) {
-            return *atom;
+        if let Some(atom) = known.get(class, block, when) {
+            return atom;
         }
-        let mut elements = vec![];
+        let mut elements = Matched::new();
         self.elements(change, class, None, when, &mut elements);
         let atom = self.atom(elements, block);
-        known.insert((class, block, when), atom);
+        known.put(class, block, when, atom);
         atom
     }
 
     /// None if no pod makes the address match more than blocks do.
-    fn atom(&mut self, mut elements: Vec<Element>, block: Option<AtomIndex>) -> Option<AtomIndex> {
+    fn atom(&mut self, mut elements: Matched, block: Option<AtomIndex>) -> Option<AtomIndex> {
         if elements.is_empty() {
             return None;
         }
-        elements.extend(block.into_iter().flat_map(|block| &**self.sets.atoms.key(block)));
-        Some(self.sets.atom(self.rules, &sorted(elements)))
+        elements.extend(block.into_iter().flat_map(|block| self.sets.atoms.key(block).iter().copied()));
+        elements.sort_unstable();
+        elements.dedup();
+        Some(self.sets.atom(self.rules, &elements))
     }
 
     /// Adds what a pod of the class matches; without an address, no term is of a block, too.
@@ -269,7 +292,7 @@ impl Refresh<'_> {
         class: ClassId,
         address: Option<IpAddr>,
         when: When,
-        into: &mut Vec<Element>,
+        into: &mut Matched,
     ) {
         let groups = match when {
             When::Before => self.cluster.groups_before(class),
@@ -296,7 +319,7 @@ impl Refresh<'_> {
     }
 
     fn uses(&self, change: &Change, term: TermId, when: When) -> bool {
-        let now = self.view.terms.uses(term) > 0;
+        let now = self.view.terms.contains(term);
         match when {
             When::Now => now,
             When::Before if now => change.came.binary_search(&term).is_err(),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use durward_proto::{Direction, PodUid};
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use crate::object::{Key, NamedPort};
 use crate::selector::{Files, SelectorIndex};
@@ -55,6 +56,9 @@ impl From<Vec<IpAddr>> for Addresses {
         }
     }
 }
+
+/// The classes of the pods that have an address: mostly one pod.
+pub(crate) type Classes = SmallVec<[ClassId; 2]>;
 
 /// A pod as one of its class.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +141,7 @@ pub(crate) struct Node {
     pub(crate) pods: Vec<PodId>,
     pub(crate) subscribed: bool,
     /// None if nothing changed.
-    pub(crate) dirt: Option<Box<Dirt>>,
+    pub(crate) dirt: Option<Dirt>,
 }
 
 /// Pods, namespaces, nodes, and groups of pods.
@@ -157,7 +161,7 @@ pub(crate) struct Cluster {
     /// Pods that were touched in the batch; none if they were not there before.
     pub(crate) pods_before: HashMap<PodId, Option<Before>>,
     /// The classes of the pods that had an address before the batch, where its pods were touched.
-    pub(crate) before: HashMap<IpAddr, Vec<ClassId>>,
+    pub(crate) before: HashMap<IpAddr, Classes>,
     /// The groups that a class was in before the batch, where its namespace was touched.
     pub(crate) groups_before: HashMap<ClassId, Vec<GroupId>>,
     /// Nodes with dirt.
@@ -299,7 +303,7 @@ pub(crate) fn dirt<'a>(
 ) -> &'a mut Dirt {
     nodes[node].dirt.get_or_insert_with(|| {
         dirty.push(node);
-        Box::default()
+        Dirt::default()
     })
 }
 

@@ -21,7 +21,7 @@ use crate::{Fault, Limits};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// What changes in the views of subscribed nodes. Nodes without a change are not in it.
-    pub patches: BTreeMap<Arc<str>, Patch>,
+    pub patches: HashMap<Arc<str>, Patch>,
     /// Policies that now fail closed for a new reason, and those that no longer do (none), because
     /// they were mended or are gone.
     pub faults: BTreeMap<Key, Option<Fault>>,
@@ -56,6 +56,9 @@ pub struct Sizes {
     pub slices: usize,
 }
 
+/// For how many classes the sets are remembered.
+const MANY_PAIRS: usize = 8_192;
+
 /// All objects of the cluster, and the views of the nodes that somebody subscribed to.
 #[derive(Debug)]
 pub struct Engine {
@@ -69,6 +72,8 @@ pub struct Engine {
     sets: Sets,
     services: Services,
     views: HashMap<NodeId, View>,
+    /// Sets of classes, worked out once in a batch, or for several nodes that subscribe.
+    pairs: HashMap<ClassId, SetPair>,
     /// Policies that isolate groups from now on, or no longer, in the order of events.
     edits: Vec<(GroupId, Direction, BodyId, bool)>,
 }
@@ -86,6 +91,7 @@ impl Engine {
             sets: Sets::new(limits),
             services: Services::default(),
             views: HashMap::new(),
+            pairs: HashMap::new(),
             edits: vec![],
         }
     }
@@ -98,10 +104,10 @@ impl Engine {
             self.take(event, &mut policies);
         }
         self.settle_subjects();
-        let mut patches = BTreeMap::new();
-        let mut pairs = HashMap::new();
+        let mut patches = HashMap::new();
+        self.pairs.clear();
         for node in sorted(std::mem::take(&mut self.cluster.dirty)) {
-            self.publish(node, &mut pairs, &mut patches);
+            self.publish(node, &mut patches);
         }
         let changes = self.services.settle();
         self.publish_services(&changes, &mut patches);
@@ -127,18 +133,16 @@ impl Engine {
         (now != before).then_some((key, now))
     }
 
-    fn publish(
-        &mut self,
-        node: NodeId,
-        pairs: &mut HashMap<ClassId, SetPair>,
-        patches: &mut BTreeMap<Arc<str>, Patch>,
-    ) {
+    fn publish(&mut self, node: NodeId, patches: &mut HashMap<Arc<str>, Patch>) {
         let Some(dirt) = self.cluster.nodes[node].dirt.take() else { return };
         let Some(view) = self.views.get_mut(&node) else { return };
-        let Self { cluster, rules, sets, .. } = self;
+        if self.pairs.len() > MANY_PAIRS {
+            self.pairs.clear();
+        }
+        let Self { cluster, rules, sets, pairs, .. } = self;
         let (atoms, attributions) = <(Uses<_>, Uses<_>)>::default();
         let refresh = Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions };
-        let patch = refresh.run(*dirt);
+        let patch = refresh.run(dirt);
         if !patch.sets.is_empty() {
             self.services.need(node, view.judges_egress(&self.sets));
         }
@@ -147,7 +151,7 @@ impl Engine {
         }
     }
 
-    fn publish_services(&mut self, changes: &Changes, patches: &mut BTreeMap<Arc<str>, Patch>) {
+    fn publish_services(&mut self, changes: &Changes, patches: &mut HashMap<Arc<str>, Patch>) {
         for (node, services) in self.services.publish(changes) {
             patches.entry(self.cluster.nodes.key(node).clone()).or_default().services = services;
         }
@@ -252,11 +256,11 @@ impl Engine {
         self.cluster.nodes[node].subscribed = true;
         self.cluster.watching += 1;
         let pods = self.cluster.nodes[node].pods.clone();
-        self.cluster.nodes[node].dirt = Some(Box::new(Dirt { pods, ..Dirt::default() }));
+        self.cluster.nodes[node].dirt = Some(Dirt { pods, ..Dirt::default() });
         self.views.insert(node, View::default());
         self.services.listen(node, detail);
-        let mut patches = BTreeMap::new();
-        self.publish(node, &mut HashMap::new(), &mut patches);
+        let mut patches = HashMap::new();
+        self.publish(node, &mut patches);
         self.publish_services(&Changes::new(), &mut patches);
         self.collect();
         let empty = NodeView { logging: self.logging, ..NodeView::default() };
@@ -271,9 +275,8 @@ impl Engine {
     pub fn unsubscribe(&mut self, node: &str) {
         let Some(node) = self.cluster.nodes.find(node) else { return };
         let Some(mut view) = self.views.remove(&node) else { return };
-        let Self { cluster, rules, sets, .. } = self;
-        let (atoms, attributions, pairs, view) =
-            (Uses::default(), Uses::default(), &mut HashMap::new(), &mut view);
+        let Self { cluster, rules, sets, pairs, .. } = self;
+        let (atoms, attributions, view) = (Uses::default(), Uses::default(), &mut view);
         Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions }.clear();
         self.cluster.watching -= 1;
         self.cluster.nodes[node].subscribed = false;
@@ -302,7 +305,9 @@ impl Engine {
     }
 
     fn collect(&mut self) {
-        self.sets.collect(&mut self.rules);
+        if self.sets.collect(&mut self.rules) {
+            self.pairs.clear();
+        }
         self.rules.collect(&mut self.cluster);
         self.cluster.collect();
     }

@@ -30,6 +30,7 @@ mod service;
 mod set;
 mod table;
 mod tally;
+mod terms;
 mod view;
 mod words;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use durward_proto::view;
 
 use crate::cluster::{
-    Addresses, Before, Class, ClassKey, Cluster, Live, Member, enter, insert, leave, mark, sorted,
+    Addresses, Before, Class, ClassKey, Classes, Cluster, Live, Member, enter, insert, leave, mark, sorted,
 };
 use crate::object::{self, Key, NamedPort};
 use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
@@ -83,14 +83,14 @@ impl Cluster {
     }
 
     /// The classes of the pods that have an address.
-    pub(crate) fn classes_of(&self, address: IpAddr) -> Vec<ClassId> {
+    pub(crate) fn classes_of(&self, address: IpAddr) -> Classes {
         let owner = self.owners.get(&address).into_iter();
         let owners = owner.chain(self.shared.get(&address).into_iter().flatten());
         owners.filter_map(|&owner| self.pods[owner].as_ref()).map(|live| live.class).collect()
     }
 
     /// The classes of the pods that had an address before the batch.
-    pub(crate) fn classes_before(&self, address: IpAddr) -> Vec<ClassId> {
+    pub(crate) fn classes_before(&self, address: IpAddr) -> Classes {
         self.before.get(&address).cloned().unwrap_or_else(|| self.classes_of(address))
     }
 

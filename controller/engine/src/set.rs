@@ -253,9 +253,11 @@ impl Sets {
         self.atoms.insert(elements.into(), id)
     }
 
-    /// Frees what nobody holds any more, and lets go of what that held.
-    pub(crate) fn collect(&mut self, rules: &mut Rules) {
+    /// Frees what nobody holds any more, and lets go of what that held. Says whether sets are among it.
+    pub(crate) fn collect(&mut self, rules: &mut Rules) -> bool {
+        let sets = self.sets.len();
         self.collect_sets(rules);
+        let fewer = self.sets.len() < sets;
         for (_, _, row) in self.rows.collect() {
             self.contents.release(row.content);
             let Some(rest) = row.rest else { continue };
@@ -272,6 +274,7 @@ impl Sets {
         for (_, elements, _) in self.atoms.collect() {
             elements.iter().for_each(|&(term, _)| rules.terms.release(term));
         }
+        fewer
     }
 
     fn collect_sets(&mut self, rules: &mut Rules) {

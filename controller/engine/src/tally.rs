@@ -56,12 +56,11 @@ impl<K: Copy + Ord> Tally<K> {
         self.0.iter().map(|&(thing, _)| thing)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Counts what comes and goes. Gives what came into use and what went out of it, sorted.
     pub(crate) fn settle(&mut self, uses: Uses<K>) -> (Vec<K>, Vec<K>) {
+        if uses.0.is_empty() {
+            return (vec![], vec![]);
+        }
         let net = uses.net();
         let (mut came, mut went) = (vec![], vec![]);
         for &(thing, change) in &net {

@@ -16,13 +16,14 @@ use hashbrown::HashMap;
 use crate::address::Change;
 use crate::attribution::AttributionState;
 use crate::block::{self, Prefixes};
-use crate::cluster::{Cluster, Dirt};
+use crate::cluster::{Cluster, Dirt, sorted};
 use crate::elements::Element;
 use crate::own::{SetPair, Told};
 use crate::rules::{Rules, Term};
 use crate::set::{Sets, Whole};
-use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, RowIndex, SetIndex, TermId};
+use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, RowIndex, SetIndex};
 use crate::tally::{Tally, Uses};
+use crate::terms::Terms;
 
 /// What a node was told.
 #[derive(Debug, Default)]
@@ -33,8 +34,7 @@ pub(crate) struct View {
     pub(crate) classes: Vec<(ClassId, Told)>,
     /// How many of its classes each set judges.
     pub(crate) sets: Tally<SetIndex>,
-    /// How many of its sets use each term.
-    pub(crate) terms: Tally<TermId>,
+    pub(crate) terms: Terms,
     /// How many addresses and blocks have each atom.
     pub(crate) atoms: Tally<AtomIndex>,
     pub(crate) blocks: Prefixes,
@@ -56,7 +56,7 @@ pub(crate) struct Refresh<'a> {
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) rules: &'a mut Rules,
     pub(crate) sets: &'a mut Sets,
-    /// The sets of classes, worked out once in a batch for all nodes.
+    /// The sets of classes, worked out once for all nodes.
     pub(crate) pairs: &'a mut HashMap<ClassId, SetPair>,
     pub(crate) node: NodeId,
     pub(crate) view: &'a mut View,
@@ -85,17 +85,15 @@ impl Refresh<'_> {
 
     /// Follows the sets to the terms that they use.
     fn terms(&mut self, new: &[SetIndex], old: &[SetIndex]) -> Change {
-        let mut uses = Uses::default();
-        for &set in new {
-            self.sets.sets.hold(set);
-            self.sets.sets[set].terms.iter().for_each(|&term| uses.add(term));
-        }
-        for &set in old {
-            self.sets.sets[set].terms.iter().for_each(|&term| uses.sub(term));
-            self.sets.sets.release(set);
-        }
+        let uses = |sets: &[SetIndex]| {
+            let of = |&set: &SetIndex| self.sets.sets[set].terms.iter().map(move |&term| (term, set));
+            sets.iter().flat_map(of).collect()
+        };
+        let (come, go) = (uses(new), uses(old));
+        new.iter().for_each(|&set| self.sets.sets.hold(set));
+        old.iter().for_each(|&set| self.sets.sets.release(set));
         let all = self.view.terms.is_empty();
-        let (came, went) = self.view.terms.settle(uses);
+        let (came, went) = self.view.terms.settle(come, go);
         let mut change = Change { all, ..Change::default() };
         for (&term, come) in came.iter().map(|term| (term, true)).chain(went.iter().map(|term| (term, false)))
         {
@@ -115,7 +113,7 @@ impl Refresh<'_> {
     }
 
     fn blocks(&mut self, change: &mut Change) -> Delta<Block, AtomId> {
-        let terms = self.view.terms.things().filter_map(|term| match self.rules.terms.key(term) {
+        let terms = self.view.terms.iter().filter_map(|term| match self.rules.terms.key(term) {
             Term { group: None, block: Some(block), .. } => Some((term, &**block)),
             _ => None,
         });
@@ -156,7 +154,8 @@ impl Refresh<'_> {
         }
         if !(new_atoms.is_empty() && old_atoms.is_empty()) {
             let [new, old] = [&new_atoms, &old_atoms].map(|atoms| self.by_term(atoms.iter().copied()));
-            let sets: Vec<_> = self.view.sets.things().collect();
+            let terms = new.iter().chain(&old).map(|((term, _), _)| *term);
+            let sets = sorted(terms.flat_map(|term| self.view.terms.users(term)).collect());
             for set in sets.into_iter().filter(|set| new_sets.binary_search(set).is_err()) {
                 let delta = self.change_rows(set, &new, &old);
                 if !delta.is_empty() {
@@ -272,7 +271,7 @@ impl Refresh<'_> {
 
     /// Nobody is interested in the node any more: lets go of everything.
     pub(crate) fn clear(mut self) {
-        for term in self.view.terms.things() {
+        for term in self.view.terms.iter() {
             if let Some(group) = self.rules.terms.key(term).group {
                 self.cluster.route(group, self.node, false);
             }

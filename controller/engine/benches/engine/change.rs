@@ -8,8 +8,8 @@ use durward_engine::{Engine, Limits, Outcome};
 use durward_proto::wire;
 use prost::Message;
 
+use crate::figures::Figures;
 use crate::scenario::{Scenario, node, plain, space, with_port};
-use crate::{ALLOCATOR, Figures, note};
 
 /// Microseconds, nodes, bytes for each node.
 #[derive(Default)]
@@ -47,18 +47,9 @@ fn quantile(values: &[f64], part: f64) -> f64 {
     sorted.get((last as f64 * part).round() as usize).copied().unwrap_or(0.0)
 }
 
-fn filled(scenario: &Scenario) -> Engine {
-    let mut engine = Engine::new(Limits::default());
-    engine.apply(scenario.events());
-    for n in 0..scenario.nodes {
-        engine.subscribe(&node(n));
-    }
-    engine
-}
-
 /// Single changes in the huge cluster, all nodes subscribed.
 pub(crate) fn events(scenario: &Scenario, figures: &mut Figures) {
-    let mut engine = filled(scenario);
+    let mut engine = scenario.filled(scenario.events());
     let mut all = Samples::default();
     let mut run = |name, change: &dyn Fn(usize) -> Event| {
         let mut samples = Samples::default();
@@ -79,8 +70,8 @@ pub(crate) fn events(scenario: &Scenario, figures: &mut Figures) {
     run("pod relabelled, no effect", &|n| relabelled(n, "app=other,tier=t0,colour=blue"));
     run("policy: a port changed", &|n| Event::Policy(with_port(scenario.policy(4 * n + 41), 7)));
     run("namespace relabelled", &|n| Event::Namespace(namespace(&space(20 * n + 20), "team=t1")));
-    note(figures, "huge_event_p99_ms", quantile(&all.micros, 0.99) / 1e3, 3);
-    note(figures, "huge_event_bytes_per_node", quantile(&all.bytes, 0.99), 0);
+    figures.note("huge_event_p99_ms", quantile(&all.micros, 0.99) / 1e3, 3);
+    figures.note("huge_event_bytes_per_node", quantile(&all.bytes, 0.99), 0);
     let batch = (0..1_000).map(|n| Event::Pod(plain(n + 50, 300_000 + n, 7_500, "app=web,tier=t0")));
     let mut samples = Samples::default();
     samples.take(&mut engine, batch);
@@ -89,14 +80,14 @@ pub(crate) fn events(scenario: &Scenario, figures: &mut Figures) {
 
 /// A policy of those that all concern the same pods changes.
 pub(crate) fn one_policy(scenario: &Scenario, figures: &mut Figures) {
-    let mut engine = filled(scenario);
+    let mut engine = scenario.filled(scenario.events());
     let mut samples = Samples::default();
     for n in 0..20 {
         samples.take(&mut engine, [Event::Policy(with_port(scenario.policy(n), 80))]);
     }
     samples.print("policy of one changed");
-    note(figures, "one_policy_ms", quantile(&samples.micros, 0.5) / 1e3, 3);
-    note(figures, "one_policy_bytes", quantile(&samples.bytes, 0.5), 0);
+    figures.note("one_policy_ms", quantile(&samples.micros, 0.5) / 1e3, 3);
+    figures.note("one_policy_bytes", quantile(&samples.bytes, 0.5), 0);
 }
 
 /// One node of 200 pods in a cluster of 250,000, and 10,000 policies with selectors over 100 labels.
@@ -118,7 +109,7 @@ pub(crate) fn node_view(figures: &mut Figures) {
     engine.apply((0..250_000).map(|n| Event::Pod(pod(n))));
     let start = Instant::now();
     let view = engine.subscribe("here");
-    note(figures, "node_view_s", start.elapsed().as_secs_f64(), 3);
+    figures.note("node_view_s", start.elapsed().as_secs_f64(), 3);
     let rows: usize = view.sets.values().map(|set| set.rows.len()).sum();
     let atoms: std::collections::BTreeSet<_> = view.addresses.values().collect();
     println!(
@@ -134,34 +125,5 @@ pub(crate) fn node_view(figures: &mut Figures) {
             .take(&mut engine, [Event::Pod(durward_engine::object::Pod { labels: other, ..pod(7 * n + 1) })]);
     }
     samples.print("pod relabelled");
-    note(figures, "node_change_ms", quantile(&samples.micros, 0.99) / 1e3, 3);
-}
-
-/// A million random changes that leave the cluster as large as it was.
-pub(crate) fn churn(scenario: &Scenario, figures: &mut Figures) {
-    let before = ALLOCATOR.current_usage();
-    let mut engine = filled(scenario);
-    let start = ALLOCATOR.current_usage() - before;
-    let mut random = 1_u64;
-    let mut below = |limit: usize| {
-        // Knuth's linear congruential generator: the high bits are random enough to pick objects.
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) as usize % limit
-    };
-    for _ in 0..1_000_000 / 4 {
-        let pod = scenario.pod(below(scenario.pods));
-        let gone = Event::PodGone(pod.key.clone());
-        let moved = durward_engine::object::Pod {
-            labels: labels(&format!("app=web,tier=t{}", below(2))),
-            ..scenario.pod(below(scenario.pods))
-        };
-        let policy = with_port(scenario.policy(below(scenario.policies)), below(100) as u16);
-        engine.apply([gone, Event::Pod(moved)]);
-        engine.apply([Event::Policy(policy)]);
-        engine.apply([Event::Pod(pod)]);
-    }
-    // Back to the first state, so that what differs is what was not freed.
-    engine.apply(scenario.events());
-    let end = ALLOCATOR.current_usage() - before;
-    note(figures, "churn_growth_percent", 100.0 * (end as f64 / start as f64 - 1.0), 2);
+    figures.note("node_change_ms", quantile(&samples.micros, 0.99) / 1e3, 3);
 }

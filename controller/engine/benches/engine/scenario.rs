@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use durward_engine::object::{Event, Peer, Pod, Policy, Port, Protocol, Rules, Spec};
 use durward_engine::sample::*;
+use durward_engine::{Engine, Limits};
 use durward_proto::Direction;
 
 use Protocol::{Tcp, Udp};
@@ -18,7 +19,25 @@ pub(crate) struct Scenario {
     policy: fn(usize) -> Policy,
 }
 
+/// How many namespaces the first scenario has, to see how time and memory grow.
+pub(crate) const GROWING: [usize; 4] = [25_000 / 16, 25_000 / 4, 25_000, 50_000];
+
+/// All of them, by name.
+pub(crate) fn all() -> [(&'static str, Scenario); 5] {
+    [("small", small(25_000)), ("large", large()), ("one", one()), ("per_pod", per_pod()), ("huge", huge())]
+}
+
 impl Scenario {
+    /// An engine that heard of these events, and to which all nodes are subscribed.
+    pub(crate) fn filled(&self, events: impl IntoIterator<Item = Event>) -> Engine {
+        let mut engine = Engine::new(Limits::default());
+        engine.apply(events);
+        for n in 0..self.nodes {
+            engine.subscribe(&node(n));
+        }
+        engine
+    }
+
     pub(crate) fn events(&self) -> impl Iterator<Item = Event> + use<> {
         let (pod, policy) = (self.pod, self.policy);
         let namespaces = (0..self.namespaces).map(space).map(|name| {

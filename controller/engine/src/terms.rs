@@ -1,0 +1,65 @@
+//! Which terms a node's sets use, and which sets use each. Pure.
+
+use crate::cluster::sorted;
+use crate::table::{SetIndex, TermId};
+
+/// Each term with each set that uses it, sorted.
+#[derive(Debug, Default)]
+pub(crate) struct Terms(Vec<(TermId, SetIndex)>);
+
+impl Terms {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All terms, sorted, each once.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = TermId> + '_ {
+        self.0.chunk_by(|(one, _), (other, _)| one == other).map(|same| same[0].0)
+    }
+
+    pub(crate) fn contains(&self, term: TermId) -> bool {
+        self.0.get(self.first(term)).is_some_and(|&(other, _)| other == term)
+    }
+
+    /// The sets that use a term, sorted.
+    pub(crate) fn users(&self, term: TermId) -> impl Iterator<Item = SetIndex> + '_ {
+        let users = self.0[self.first(term)..].iter().take_while(move |(other, _)| *other == term);
+        users.map(|&(_, set)| set)
+    }
+
+    fn first(&self, term: TermId) -> usize {
+        self.0.partition_point(|(other, _)| *other < term)
+    }
+
+    /// Sets come with what they use, others go. Gives the terms that came into use and those that went out
+    /// of it, sorted.
+    pub(crate) fn settle(
+        &mut self,
+        come: Vec<(TermId, SetIndex)>,
+        go: Vec<(TermId, SetIndex)>,
+    ) -> (Vec<TermId>, Vec<TermId>) {
+        if come.is_empty() && go.is_empty() {
+            return (vec![], vec![]);
+        }
+        let go = sorted(go);
+        let touched: Vec<_> = sorted(come.iter().chain(&go).map(|&(term, _)| term).collect());
+        let before: Vec<_> = touched.iter().map(|&term| self.contains(term)).collect();
+        if !go.is_empty() {
+            self.0.retain(|use_| go.binary_search(use_).is_err());
+        }
+        if !come.is_empty() {
+            self.0.reserve_exact(come.len());
+            self.0.extend(come);
+            self.0.sort();
+        }
+        let (mut came, mut went) = (vec![], vec![]);
+        for (term, before) in touched.into_iter().zip(before) {
+            match (before, self.contains(term)) {
+                (false, true) => came.push(term),
+                (true, false) => went.push(term),
+                _ => {}
+            }
+        }
+        (came, went)
+    }
+}
