@@ -333,6 +333,32 @@ pub(crate) fn insert<T>(list: &mut Vec<T>, at: usize, thing: T) {
     list.insert(at, thing);
 }
 
+/// How many changes of a list are better made one by one than all at once.
+const FEW: usize = 8;
+
+/// Takes out of a list that is sorted by a key what has one of these keys, which are sorted, and puts others in.
+pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Vec<T>, key: impl Fn(&T) -> K) {
+    if gone.len() + come.len() <= FEW {
+        for gone in gone {
+            if let Ok(at) = list.binary_search_by_key(gone, &key) {
+                list.remove(at);
+            }
+        }
+        for thing in come {
+            insert(list, list.partition_point(|other| key(other) < key(&thing)), thing);
+        }
+        return;
+    }
+    if !gone.is_empty() {
+        list.retain(|thing| gone.binary_search(&key(thing)).is_err());
+    }
+    if !come.is_empty() {
+        list.reserve_exact(come.len());
+        list.extend(come);
+        list.sort_by_key(key);
+    }
+}
+
 pub(crate) fn leave<T: Ord>(sorted: &mut Vec<T>, thing: T) {
     if let Ok(at) = sorted.binary_search(&thing) {
         sorted.remove(at);

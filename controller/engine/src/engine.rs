@@ -188,17 +188,18 @@ impl Engine {
         let old = self.policies.remove(&key);
         let same = |a: &Enforced, b: &Enforced| (a.subject, a.bodies) == (b.subject, b.bodies);
         let unchanged = matches!((&old, &new), (Some(old), Some(new)) if same(old, new));
+        if !unchanged {
+            old.iter().for_each(|old| self.edit(old, false));
+            new.iter().for_each(|new| self.edit(new, true));
+            let subject = |policy: &Option<Enforced>| policy.as_ref().map(|policy| policy.subject);
+            let subjects = sorted([&old, &new].into_iter().filter_map(subject).collect());
+            subjects.into_iter().for_each(|subject| self.cluster.mark_subjects(subject));
+        }
         if let Some(old) = old {
-            if !unchanged {
-                self.unlink(&old);
-            }
             self.cluster.groups.release(old.subject);
             old.bodies.into_iter().flatten().for_each(|body| self.rules.bodies.release(body));
         }
         if let Some(new) = new {
-            if !unchanged {
-                self.link(&new);
-            }
             self.policies.insert(key, new);
         }
     }
@@ -208,21 +209,13 @@ impl Engine {
         policy.bodies.into_iter().flatten().for_each(|body| self.rules.bodies.hold(body));
     }
 
-    fn link(&mut self, policy: &Enforced) {
-        self.edit(policy, true);
-    }
-
-    fn unlink(&mut self, policy: &Enforced) {
-        self.edit(policy, false);
-    }
-
+    /// The policy isolates its subjects from now on, or no longer.
     fn edit(&mut self, policy: &Enforced, comes: bool) {
         for direction in Direction::BOTH {
             if let Some(body) = policy.bodies[direction as usize] {
                 self.edits.push((policy.subject, direction, body, comes));
             }
         }
-        self.cluster.mark_subjects(policy.subject);
     }
 
     /// Brings the lists of what isolates groups up to date.

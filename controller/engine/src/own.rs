@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use durward_proto::{Direction, Patch, view};
 
-use crate::cluster::{Live, sorted};
+use crate::cluster::{Live, exchange, sorted};
 use crate::object::Key;
 use crate::table::{ClassId, PodId, SetIndex};
 use crate::tally::Uses;
@@ -230,12 +230,5 @@ fn replace<K: Copy + Ord, V>(sorted: &mut Vec<(K, V)>, new: impl Iterator<Item =
             (Err(_), None) => {}
         }
     }
-    if !gone.is_empty() {
-        sorted.retain(|(key, _)| gone.binary_search(key).is_err());
-    }
-    if !added.is_empty() {
-        sorted.reserve_exact(added.len());
-        sorted.extend(added);
-        sorted.sort_by_key(|&(key, _)| key);
-    }
+    exchange(sorted, &gone, added, |&(key, _)| key);
 }

@@ -1,5 +1,7 @@
 //! How often things are used, and which come into use or go out of it. Pure.
 
+use crate::cluster::exchange;
+
 /// How often each thing is used; sorted, and nothing that is not used.
 #[derive(Debug)]
 pub(crate) struct Tally<K>(Vec<(K, u32)>);
@@ -75,16 +77,9 @@ impl<K: Copy + Ord> Tally<K> {
                 Err(_) => {}
             }
         }
-        if !went.is_empty() {
-            self.0.retain(|(thing, _)| went.binary_search(thing).is_err());
-        }
-        if !came.is_empty() {
-            // One by one would move the rest each time.
-            let new = net.into_iter().filter(|(thing, _)| came.binary_search(thing).is_ok());
-            self.0.reserve_exact(came.len());
-            self.0.extend(new.map(|(thing, uses)| (thing, uses.unsigned_abs())));
-            self.0.sort_by_key(|&(thing, _)| thing);
-        }
+        let new = net.into_iter().filter(|(thing, _)| came.binary_search(thing).is_ok());
+        let new = new.map(|(thing, uses)| (thing, uses.unsigned_abs())).collect();
+        exchange(&mut self.0, &went, new, |&(thing, _)| thing);
         (came, went)
     }
 }

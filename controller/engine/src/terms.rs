@@ -1,6 +1,6 @@
 //! Which terms a node's sets use, and which sets use each. Pure.
 
-use crate::cluster::sorted;
+use crate::cluster::{exchange, sorted};
 use crate::table::{SetIndex, TermId};
 
 /// Each term with each set that uses it, sorted.
@@ -44,14 +44,7 @@ impl Terms {
         let go = sorted(go);
         let touched: Vec<_> = sorted(come.iter().chain(&go).map(|&(term, _)| term).collect());
         let before: Vec<_> = touched.iter().map(|&term| self.contains(term)).collect();
-        if !go.is_empty() {
-            self.0.retain(|use_| go.binary_search(use_).is_err());
-        }
-        if !come.is_empty() {
-            self.0.reserve_exact(come.len());
-            self.0.extend(come);
-            self.0.sort();
-        }
+        exchange(&mut self.0, &go, come, |&user| user);
         let (mut came, mut went) = (vec![], vec![]);
         for (term, before) in touched.into_iter().zip(before) {
             match (before, self.contains(term)) {
