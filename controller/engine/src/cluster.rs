@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use durward_proto::{Direction, PodUid};
 use hashbrown::HashMap;
-use smallvec::SmallVec;
+use smallvec::{Array, SmallVec};
 
 use crate::object::{Key, NamedPort};
 use crate::selector::{Files, SelectorIndex};
@@ -57,6 +57,9 @@ impl From<Vec<IpAddr>> for Addresses {
     }
 }
 
+/// Many lists are short: up to four things are kept in place of a pointer to them.
+pub(crate) type Few<T> = SmallVec<[T; 4]>;
+
 /// The classes of the pods that have an address: mostly one pod.
 pub(crate) type Classes = SmallVec<[ClassId; 2]>;
 
@@ -85,9 +88,9 @@ pub(crate) struct ClassKey {
 
 #[derive(Debug, Default)]
 pub(crate) struct Class {
-    pub(crate) members: Vec<Member>,
+    pub(crate) members: SmallVec<[Member; 1]>,
     /// The groups that its pods belong to, sorted.
-    pub(crate) groups: Vec<GroupId>,
+    pub(crate) groups: Few<GroupId>,
 }
 
 #[derive(Debug, Default)]
@@ -96,8 +99,8 @@ pub(crate) struct Namespace {
     pub(crate) labels: Option<LabelsId>,
     pub(crate) denies_logged: bool,
     /// Sorted.
-    pub(crate) classes: Vec<ClassId>,
-    pub(crate) scopes: Vec<ScopeId>,
+    pub(crate) classes: Few<ClassId>,
+    pub(crate) scopes: Few<ScopeId>,
 }
 
 /// Where a selector of pods looks for them.
@@ -114,14 +117,14 @@ pub(crate) enum Scope {
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     /// Sorted.
-    pub(crate) classes: Vec<ClassId>,
+    pub(crate) classes: Few<ClassId>,
     /// Policies that select it as their subjects, by direction.
     pub(crate) subjects: [Option<ListId>; 2],
     /// Terms of rules that mention it as a peer.
-    pub(crate) terms: Vec<TermId>,
+    pub(crate) terms: Few<TermId>,
     /// Subscribed nodes whose pods' rules use one of those terms, and how many of them.
     /// Sorted.
-    pub(crate) nodes: Vec<(NodeId, u32)>,
+    pub(crate) nodes: SmallVec<[(NodeId, u32); 2]>,
 }
 
 /// What may have changed for a node in this batch; with repeats.
@@ -138,7 +141,7 @@ pub(crate) struct Dirt {
 #[derive(Debug, Default)]
 pub(crate) struct Node {
     /// Sorted.
-    pub(crate) pods: Vec<PodId>,
+    pub(crate) pods: Few<PodId>,
     pub(crate) subscribed: bool,
     /// None if nothing changed.
     pub(crate) dirt: Option<Dirt>,
@@ -163,14 +166,14 @@ pub(crate) struct Cluster {
     /// The classes of the pods that had an address before the batch, where its pods were touched.
     pub(crate) before: HashMap<IpAddr, Classes>,
     /// The groups that a class was in before the batch, where its namespace was touched.
-    pub(crate) groups_before: HashMap<ClassId, Vec<GroupId>>,
+    pub(crate) groups_before: HashMap<ClassId, Few<GroupId>>,
     /// Nodes with dirt.
     pub(crate) dirty: Vec<NodeId>,
     pub(crate) namespaces: Table<NamespaceId, Arc<str>, Namespace>,
     /// Namespaces by their labels.
     pub(crate) labelled: Files<(WordId, WordId), NamespaceId>,
     /// The namespaces in each, sorted.
-    pub(crate) scopes: Table<ScopeId, Scope, Vec<NamespaceId>>,
+    pub(crate) scopes: Table<ScopeId, Scope, Few<NamespaceId>>,
     pub(crate) filed: SelectorIndex<ScopeId, GroupId>,
     /// Scopes that are selectors of namespaces.
     pub(crate) selected: SelectorIndex<(), ScopeId>,
@@ -319,14 +322,14 @@ pub(crate) fn mark(
 }
 
 /// Puts a thing where it belongs in a sorted list, if it is not there.
-pub(crate) fn enter<T: Ord>(sorted: &mut Vec<T>, thing: T) {
+pub(crate) fn enter<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, thing: A::Item) {
     if let Err(at) = sorted.binary_search(&thing) {
         insert(sorted, at, thing);
     }
 }
 
 /// Inserts, with less room to grow than usual: there are very many short lists.
-pub(crate) fn insert<T>(list: &mut Vec<T>, at: usize, thing: T) {
+pub(crate) fn insert<A: Array>(list: &mut SmallVec<A>, at: usize, thing: A::Item) {
     if list.len() == list.capacity() {
         list.reserve_exact(1 + list.len() / 4);
     }
@@ -344,8 +347,9 @@ pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Ve
                 list.remove(at);
             }
         }
+        list.reserve_exact(come.len());
         for thing in come {
-            insert(list, list.partition_point(|other| key(other) < key(&thing)), thing);
+            list.insert(list.partition_point(|other| key(other) < key(&thing)), thing);
         }
         return;
     }
@@ -359,7 +363,7 @@ pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Ve
     }
 }
 
-pub(crate) fn leave<T: Ord>(sorted: &mut Vec<T>, thing: T) {
+pub(crate) fn leave<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, thing: A::Item) {
     if let Ok(at) = sorted.binary_search(&thing) {
         sorted.remove(at);
     }

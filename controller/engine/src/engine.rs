@@ -1,6 +1,6 @@
 //! The engine: events in, patches out. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use durward_proto::{Direction, Logging, NodeView, Patch};
@@ -12,7 +12,7 @@ use crate::own::SetPair;
 use crate::rules::{Enforced, Rules};
 use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
-use crate::table::{BodyId, ClassId, GroupId, NodeId};
+use crate::table::{BodyId, ClassId, GroupId, NodeId, PolicyId, Table};
 use crate::tally::Uses;
 use crate::view::{Refresh, View};
 use crate::{Fault, Limits};
@@ -64,7 +64,8 @@ const MANY_PAIRS: usize = 8_192;
 pub struct Engine {
     limits: Limits,
     logging: Logging,
-    policies: HashMap<Key, Enforced>,
+    /// None for those that are gone.
+    policies: Table<PolicyId, Key, Option<Enforced>>,
     /// What outcomes have said of policies.
     reported: HashMap<Key, Fault>,
     cluster: Cluster,
@@ -84,7 +85,7 @@ impl Engine {
         Self {
             limits,
             logging: Logging::default(),
-            policies: HashMap::new(),
+            policies: Table::default(),
             reported: HashMap::new(),
             cluster: Cluster::default(),
             rules: Rules::default(),
@@ -99,7 +100,8 @@ impl Engine {
     /// Takes what happened, all at once: no state between the events is ever seen in a view.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Outcome {
         let logging = self.logging;
-        let mut policies = BTreeSet::new();
+        // A policy may be in it twice; it is reported once.
+        let mut policies = vec![];
         for event in events {
             self.take(event, &mut policies);
         }
@@ -124,7 +126,8 @@ impl Engine {
 
     /// What is to be said of a policy, if it was not said before.
     fn report(&mut self, key: Key) -> Option<(Key, Option<Fault>)> {
-        let own = self.policies.get(&key).and_then(|policy| policy.fault.as_ref());
+        let policy = self.policies.find(&key).and_then(|policy| self.policies[policy].as_ref());
+        let own = policy.and_then(|policy| policy.fault.as_deref());
         let now = own.or_else(|| self.sets.overflow(&key)).cloned();
         let before = match &now {
             Some(fault) => self.reported.insert(key.clone(), fault.clone()),
@@ -158,18 +161,18 @@ impl Engine {
     }
 
     /// Takes one event; policies that it is about are added.
-    fn take(&mut self, event: Event, policies: &mut BTreeSet<Key>) {
+    fn take(&mut self, event: Event, policies: &mut Vec<Key>) {
         match event {
             Event::Pod(pod) => self.cluster.put_pod(pod),
             Event::PodGone(key) => self.cluster.remove_pod(&key),
             Event::Namespace(namespace) => self.cluster.put_namespace(namespace),
             Event::NamespaceGone(name) => self.cluster.remove_namespace(&name),
             Event::Policy(policy) => {
-                policies.insert(policy.key.clone());
+                policies.push(policy.key.clone());
                 self.change_policy(policy.key.clone(), Some(policy));
             }
             Event::PolicyGone(key) => {
-                policies.insert(key.clone());
+                policies.push(key.clone());
                 self.change_policy(key, None);
             }
             Event::Service(service) => self.services.put_service(service),
@@ -181,11 +184,19 @@ impl Engine {
     }
 
     fn change_policy(&mut self, key: Key, new: Option<Policy>) {
+        if new.is_none() && self.policies.find(&key).is_none() {
+            return;
+        }
         let new = new.map(|policy| self.rules.compile(&mut self.cluster, &self.limits, policy));
         if let Some(new) = &new {
             self.hold(new);
         }
-        let old = self.policies.remove(&key);
+        let id = self.policies.find(&key).unwrap_or_else(|| {
+            let namespace = self.cluster.namespace(&key.namespace);
+            let namespace = self.cluster.namespaces.key(namespace).clone();
+            self.policies.insert(Key { namespace, ..key }, None)
+        });
+        let old = self.policies[id].take();
         let same = |a: &Enforced, b: &Enforced| (a.subject, a.bodies) == (b.subject, b.bodies);
         let unchanged = matches!((&old, &new), (Some(old), Some(new)) if same(old, new));
         if !unchanged {
@@ -195,13 +206,16 @@ impl Engine {
             let subjects = sorted([&old, &new].into_iter().filter_map(subject).collect());
             subjects.into_iter().for_each(|subject| self.cluster.mark_subjects(subject));
         }
+        match (old.is_some(), new.is_some()) {
+            (false, true) => self.policies.hold(id),
+            (true, false) => self.policies.release(id),
+            _ => {}
+        }
         if let Some(old) = old {
             self.cluster.groups.release(old.subject);
             old.bodies.into_iter().flatten().for_each(|body| self.rules.bodies.release(body));
         }
-        if let Some(new) = new {
-            self.policies.insert(key, new);
-        }
+        self.policies[id] = new;
     }
 
     fn hold(&mut self, policy: &Enforced) {
@@ -248,7 +262,7 @@ impl Engine {
         self.cluster.nodes.hold(node);
         self.cluster.nodes[node].subscribed = true;
         self.cluster.watching += 1;
-        let pods = self.cluster.nodes[node].pods.clone();
+        let pods = self.cluster.nodes[node].pods.to_vec();
         self.cluster.nodes[node].dirt = Some(Dirt { pods, ..Dirt::default() });
         self.views.insert(node, View::default());
         self.services.listen(node, detail);
@@ -301,6 +315,7 @@ impl Engine {
         if self.sets.collect(&mut self.rules) {
             self.pairs.clear();
         }
+        self.policies.collect();
         self.rules.collect(&mut self.cluster);
         self.cluster.collect();
     }

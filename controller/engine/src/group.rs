@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cluster::{Cluster, Group, Namespace, Scope, enter, insert, leave, sorted};
+use crate::cluster::{Cluster, Few, Group, Namespace, Scope, enter, insert, leave, sorted};
 use crate::object::{self, NAMESPACE_NAME_LABEL, Selector};
 use crate::selector::smallest;
 use crate::table::{ClassId, GroupId, LabelsId, NamespaceId, ScopeId, SelectorId, Table, WordId};
@@ -15,7 +15,7 @@ impl Cluster {
         let namespace = self.namespaces.insert(name.clone(), Namespace::default());
         if let Some(all) = self.scopes.find(&Scope::All) {
             enter(&mut self.scopes[all], namespace);
-            self.namespaces[namespace].scopes = vec![all];
+            self.namespaces[namespace].scopes.push(all);
         }
         namespace
     }
@@ -82,7 +82,7 @@ impl Cluster {
     fn change_scopes(&mut self, id: NamespaceId, selecting: Vec<ScopeId>) {
         let is_selected =
             |scopes: &Table<ScopeId, Scope, _>, scope| matches!(scopes.key(scope), Scope::Selected(_));
-        let (before, mut now): (Vec<_>, Vec<_>) =
+        let (before, mut now): (Few<_>, Few<_>) =
             self.namespaces[id].scopes.iter().copied().partition(|&scope| is_selected(&self.scopes, scope));
         for scope in before.iter().filter(|scope| !selecting.contains(scope)) {
             leave(&mut self.scopes[*scope], id);
@@ -153,7 +153,7 @@ impl Cluster {
         if let Some(scope) = self.scopes.find(&key) {
             return scope;
         }
-        let scope = self.scopes.insert(key, vec![]);
+        let scope = self.scopes.insert(key, Few::new());
         let holds: Vec<NamespaceId> = match key {
             Scope::All => self.namespaces.ids().collect(),
             Scope::One(namespace) => {
@@ -170,7 +170,7 @@ impl Cluster {
             let scopes = &mut self.namespaces[namespace].scopes;
             insert(scopes, scopes.len(), scope);
         }
-        self.scopes[scope] = sorted(holds);
+        self.scopes[scope] = sorted(holds).into();
         scope
     }
 

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use durward_proto::view;
+use smallvec::SmallVec;
 
 use crate::cluster::{
-    Addresses, Before, Class, ClassKey, Classes, Cluster, Live, Member, enter, insert, leave, mark, sorted,
+    Addresses, Before, Class, ClassKey, Classes, Cluster, Few, Live, Member, enter, insert, leave, mark,
+    sorted,
 };
 use crate::object::{self, Key, NamedPort};
 use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
@@ -188,7 +190,7 @@ impl Cluster {
         self.namespaces.hold(namespace);
         self.words.labels.hold(key.labels);
         self.words.ports.hold(key.ports);
-        let class = self.classes.insert(key, Class { members: vec![], groups: groups.clone() });
+        let class = self.classes.insert(key, Class { members: SmallVec::new(), groups: groups.clone() });
         enter(&mut self.namespaces[namespace].classes, class);
         for group in groups {
             enter(&mut self.groups[group].classes, class);
@@ -196,8 +198,8 @@ impl Cluster {
         class
     }
 
-    pub(crate) fn groups_of(&self, class: ClassKey) -> Vec<GroupId> {
-        let (mut groups, labels) = (vec![], &**self.words.labels.key(class.labels));
+    pub(crate) fn groups_of(&self, class: ClassKey) -> Few<GroupId> {
+        let (mut groups, labels) = (Few::new(), &**self.words.labels.key(class.labels));
         for &scope in &self.namespaces[class.namespace].scopes {
             self.filed.try_each(scope, labels, |group| {
                 if self.words.selects(self.groups.key(group).1, labels) {

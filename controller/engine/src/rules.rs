@@ -46,7 +46,7 @@ pub(crate) struct Body {
 pub(crate) struct Enforced {
     pub(crate) subject: GroupId,
     pub(crate) bodies: [Option<BodyId>; 2],
-    pub(crate) fault: Option<Fault>,
+    pub(crate) fault: Option<Box<Fault>>,
 }
 
 /// Everything that policies are compiled to.
@@ -64,14 +64,15 @@ impl Rules {
     /// Compiles a policy. The caller holds what comes out of it.
     pub(crate) fn compile(&mut self, cluster: &mut Cluster, limits: &Limits, policy: Policy) -> Enforced {
         let Policy { key, logged, spec } = policy;
-        let fault = limits.check(&spec);
+        let fault = limits.check(&spec).map(Box::new);
         let (selector, mut rules) = by_direction(spec);
         if fault.is_some() {
             rules = rules.map(|rules| rules.map(|_| vec![]));
         }
         let namespace = cluster.namespace(&key.namespace);
         let subject = cluster.group(Scope::One(namespace), &selector);
-        let policy = view::Policy { namespace: key.namespace, name: key.name, logged };
+        let policy =
+            view::Policy { namespace: cluster.namespaces.key(namespace).clone(), name: key.name, logged };
         let mut bodies = [None, None];
         for (direction, rules) in Direction::BOTH.into_iter().zip(rules) {
             bodies[direction as usize] =

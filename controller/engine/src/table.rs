@@ -32,7 +32,7 @@ macro_rules! ids {
 }
 
 ids! {
-    PodId NodeId NamespaceId ScopeId
+    PodId PolicyId NodeId NamespaceId ScopeId
     /// A string of a label.
     WordId
     /// The labels of pods or namespaces.
