@@ -40,10 +40,12 @@ impl Refresh<'_> {
         let mut uses = std::mem::take(&mut self.atoms);
         let atoms = self.view.atoms.settle(&mut uses);
         let entries = self.view.entries.saturating_add_signed(uses.sum());
-        let answers = self.fits(entries).and_then(|()| self.answers(sets, &atoms, &before));
+        let [came, went] = [&atoms.came, &atoms.went].map(|atoms| self.matches_of(atoms));
+        let matches = self.view.matches + came - went;
+        let answers = self.fits(entries, matches).and_then(|()| self.answers(sets, &atoms, &before));
         match answers {
             Ok(answers) => {
-                self.view.entries = entries;
+                (self.view.entries, self.view.matches) = (entries, matches);
                 self.view.load = answers.load;
                 atoms.came.iter().for_each(|&atom| self.sets.atoms.hold(atom));
                 self.tell_rows(answers, patch);
@@ -60,15 +62,19 @@ impl Refresh<'_> {
     }
 
     /// Whether the node can hold what its rules match.
-    fn fits(&self, entries: usize) -> Result<(), Need> {
-        let (blocks, limits) = (self.view.blocks.atoms().len(), &self.sets.limits);
+    fn fits(&self, entries: usize, matches: usize) -> Result<(), Need> {
+        let limits = &self.sets.limits;
         let counts = [
-            (Need::Addresses, entries - blocks),
-            (Need::Blocks, blocks),
+            (Need::Addresses, entries - self.view.blocks.atoms().len()),
             (Need::Atoms, self.view.atoms.len()),
+            (Need::Matches, matches),
         ];
         let over = counts.into_iter().find(|(need, found)| *found > need.of(limits).1);
         over.map_or(Ok(()), |(need, _)| Err(need))
+    }
+
+    fn matches_of(&self, atoms: &[AtomIndex]) -> usize {
+        atoms.iter().map(|&atom| self.sets.atoms.key(atom).len()).sum()
     }
 
     fn answers(
@@ -105,8 +111,8 @@ impl Refresh<'_> {
     }
 
     pub(crate) fn base_load(&self, set: SetIndex) -> Load {
-        let (steps, mentions) = self.sets.weight(set, self.sets.whole(set).base);
-        Load::of_base(steps, mentions)
+        let base = self.sets.whole(set).base;
+        Load { rows: 0, ..self.sets.load(set, base) }
     }
 
     /// A set's rows for these atoms, which are there; what they take is taken from the load.
@@ -143,8 +149,7 @@ impl Refresh<'_> {
             elements.clear();
             elements.extend(same.iter().map(|&(_, element)| element));
             let row = self.sets.row(self.rules, set, &elements);
-            let (steps, mentions) = self.sets.weight(set, row);
-            count(Load::of_row(steps, mentions))?;
+            count(self.sets.load(set, row))?;
             if self.sets.is_told(set, row) {
                 told.push((same[0].0, row));
             }

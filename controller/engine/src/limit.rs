@@ -33,11 +33,15 @@ pub struct Limits {
     pub blocks_per_node: usize,
     /// Atoms of one node: kinds of addresses and blocks that its rules tell apart.
     pub atoms_per_node: usize,
+    /// How many peers of rules the atoms of one node match, all together, and likewise its prefixes.
+    pub matches_per_node: usize,
     /// For each set of one node the atoms that its rules mention, all together. Kernels hold twice that.
     pub rows_per_node: usize,
     /// Pages of one node's rows: a row of more than 16 steps takes one for each 128 of them and one more.
     /// Kernels hold twice that.
     pub pages_per_node: usize,
+    /// Entries of `ports` behind one node's rows, all together: what it costs to work them out.
+    pub ports_per_node: usize,
     /// How often the rows of one node permit by a policy, all ports of a row that the same policies
     /// permit together. What all of a pod's policies permit does not count, nor what they deny: those are
     /// one list.
@@ -55,8 +59,10 @@ impl Default for Limits {
             addresses_per_node: 400_000,
             blocks_per_node: 65_536,
             atoms_per_node: 65_536,
+            matches_per_node: 4_000_000,
             rows_per_node: 131_072,
             pages_per_node: 32_768,
+            ports_per_node: 16_000_000,
             mentions_per_node: 4_000_000,
         }
     }
@@ -68,7 +74,7 @@ const SHORT: usize = 16;
 const PAGE: usize = 128;
 
 /// How many pages a row of so many steps takes in the kernel.
-fn pages(steps: usize) -> usize {
+pub(crate) fn pages(steps: usize) -> usize {
     if steps <= SHORT { 0 } else { 1 + steps.div_ceil(PAGE) }
 }
 
@@ -78,36 +84,30 @@ pub(crate) enum Need {
     Addresses,
     Blocks,
     Atoms,
+    Matches,
     Rows,
     Pages,
+    Ports,
     Mentions,
 }
 
 /// What rows take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Load {
-    rows: usize,
-    pages: usize,
-    mentions: usize,
+    pub(crate) rows: usize,
+    pub(crate) pages: usize,
+    pub(crate) ports: usize,
+    pub(crate) mentions: usize,
 }
 
 impl Load {
-    /// That of a set's base row, which every set has.
-    pub(crate) fn of_base(steps: usize, mentions: usize) -> Self {
-        Self { rows: 0, pages: pages(steps), mentions }
-    }
-
-    /// That of a row for an atom.
-    pub(crate) fn of_row(steps: usize, mentions: usize) -> Self {
-        Self { rows: 1, ..Self::of_base(steps, mentions) }
-    }
-
     pub(crate) fn of(&self, need: Need) -> usize {
         match need {
             Need::Rows => self.rows,
             Need::Pages => self.pages,
+            Need::Ports => self.ports,
             Need::Mentions => self.mentions,
-            Need::Addresses | Need::Blocks | Need::Atoms => 0,
+            Need::Addresses | Need::Blocks | Need::Atoms | Need::Matches => 0,
         }
     }
 }
@@ -116,6 +116,7 @@ impl AddAssign for Load {
     fn add_assign(&mut self, other: Self) {
         self.rows += other.rows;
         self.pages += other.pages;
+        self.ports += other.ports;
         self.mentions += other.mentions;
     }
 }
@@ -124,6 +125,7 @@ impl SubAssign for Load {
     fn sub_assign(&mut self, other: Self) {
         self.rows -= other.rows;
         self.pages -= other.pages;
+        self.ports -= other.ports;
         self.mentions -= other.mentions;
     }
 }
@@ -184,8 +186,10 @@ impl Need {
             Self::Addresses => ("addresses of pods", limits.addresses_per_node),
             Self::Blocks => ("prefixes of blocks", limits.blocks_per_node),
             Self::Atoms => ("kinds of addresses", limits.atoms_per_node),
+            Self::Matches => ("matches of peers", limits.matches_per_node),
             Self::Rows => ("rows", limits.rows_per_node),
             Self::Pages => ("pages of ranges of ports", limits.pages_per_node),
+            Self::Ports => ("ports of rules", limits.ports_per_node),
             Self::Mentions => ("mentions of policies", limits.mentions_per_node),
         }
     }
@@ -194,7 +198,7 @@ impl Need {
 impl Limits {
     /// What rows take too much of.
     pub(crate) fn over(&self, load: &Load) -> Option<Need> {
-        let needs = [Need::Rows, Need::Pages, Need::Mentions];
+        let needs = [Need::Rows, Need::Pages, Need::Ports, Need::Mentions];
         needs.into_iter().find(|&need| load.of(need) > need.of(self).1)
     }
 

@@ -7,6 +7,7 @@ use durward_proto::{AtomId, Digest, Digester, Direction, PortKey, Row, SetId};
 use crate::attribution::AttributionState;
 use crate::cluster::sorted;
 use crate::elements::{Asked, Element, Elements, Of};
+use crate::limit::{Load, pages};
 use crate::list::{Branch, FAN};
 use crate::object::{Key, NamedPort};
 use crate::row::{Grant, Part, RowState};
@@ -190,7 +191,7 @@ impl Sets {
 
     /// Whether a row says something else than its set says to all.
     pub(crate) fn is_told(&self, set: SetIndex, row: RowIndex) -> bool {
-        let RowState { content, rest } = &self.rows[row];
+        let RowState { content, rest, .. } = &self.rows[row];
         let overflows = rest.as_ref().is_some_and(|rest| rest.overflow.is_some());
         // A row that is too large is kept in any case, and with it what is reported of it.
         *content != self.rows[self.whole(set).base].content || overflows
@@ -206,12 +207,16 @@ impl Sets {
         &self.contents[self.rows[row].content]
     }
 
-    /// How many steps a set's row has, and how often it names policies, apart from all of the set's.
-    pub(crate) fn weight(&self, set: SetIndex, row: RowIndex) -> (usize, usize) {
+    /// What a set's row takes.
+    pub(crate) fn load(&self, set: SetIndex, row: RowIndex) -> Load {
         let all = self.sets[set].denied;
         let named = self.named(row).iter().filter(|&&by| Some(by) != all);
-        let mentions = named.map(|&by| self.attributions[by].count as usize).sum();
-        (self.said(row).steps().len(), mentions)
+        Load {
+            rows: 1,
+            pages: pages(self.said(row).steps().len()),
+            ports: self.rows[row].ports as usize,
+            mentions: named.map(|&by| self.attributions[by].count as usize).sum(),
+        }
     }
 
     fn insert_row(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> RowIndex {

@@ -13,7 +13,7 @@ use durward_proto::view;
 
 use crate::Fault;
 use crate::answer::{ByTerm, matching};
-use crate::block::IpBlock;
+use crate::block::{self, IpBlock};
 use crate::cluster::{Cluster, sorted};
 use crate::limit::{Load, Need};
 use crate::object::Key;
@@ -97,9 +97,13 @@ impl Refresh<'_> {
         let terms = sorted(terms.collect());
         match need {
             Need::Addresses => self.count_addresses(&terms),
-            Need::Blocks => self.count_prefixes(&terms),
+            Need::Blocks => self.prefixes(&terms).map_or(usize::MAX, |(prefixes, _)| prefixes),
+            Need::Matches => {
+                let of_blocks = self.prefixes(&terms).map_or(usize::MAX, |(_, matches)| matches);
+                of_blocks.max(told_apart(&terms, atoms).0.len())
+            }
             Need::Atoms => told_apart(&terms, atoms).1,
-            Need::Rows | Need::Pages | Need::Mentions => {
+            Need::Rows | Need::Pages | Need::Ports | Need::Mentions => {
                 let (kinds, _) = told_apart(&terms, atoms);
                 let mut load = Load::default();
                 for &set in sets {
@@ -144,13 +148,11 @@ impl Refresh<'_> {
         all.iter().map(|&class| addresses(class).count()).chain(inside).sum()
     }
 
-    /// How many prefixes these terms' blocks and their holes have.
-    fn count_prefixes(&self, terms: &[TermId]) -> usize {
-        let blocks = terms.iter().filter_map(|&term| match self.rules.terms.key(term) {
-            Term { group: None, block: Some(block), .. } => Some(block),
-            _ => None,
-        });
-        sorted(blocks.flat_map(|block| block.except.iter().chain([&block.block])).collect()).len()
+    /// How many prefixes these terms' blocks need, and how many terms those match; none if too much.
+    fn prefixes(&self, terms: &[TermId]) -> Option<(usize, usize)> {
+        let blocks = terms.iter().filter_map(|&term| Some((term, self.rules.block(term)?)));
+        let flat = block::flatten(blocks, &self.sets.limits).ok()?;
+        Some((flat.len(), flat.values().map(Vec::len).sum()))
     }
 
     /// Closes the pods of namespaces. Gives the sets that come into use and go out of it.

@@ -12,6 +12,7 @@
 //! namespace are closed (see `shed.rs`), and what follows from that is worked out anew.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use durward_proto::{AtomId, Block, Delta, Direction, Patch};
 use hashbrown::HashMap;
@@ -21,11 +22,11 @@ use crate::attribution::AttributionState;
 use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt, sorted};
 use crate::elements::Element;
-use crate::limit::Load;
+use crate::limit::{Load, Need};
 use crate::own::{SetPair, Told};
 use crate::rules::{Rules, Term};
 use crate::set::Sets;
-use crate::shed::Shed;
+use crate::shed::{Closing, Shed};
 use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, SetIndex, TermId};
 use crate::tally::{Tally, Turnover, Uses};
 
@@ -47,6 +48,8 @@ pub(crate) struct View {
     pub(crate) named_blocks: usize,
     /// How many addresses and blocks there are.
     pub(crate) entries: usize,
+    /// How many terms its atoms match, all together.
+    pub(crate) matches: usize,
     /// What its rows take.
     pub(crate) load: Load,
     /// How many rows name each list.
@@ -87,11 +90,7 @@ impl Refresh<'_> {
             let turnover = self.view.sets.settle(&mut uses);
             self.terms(&turnover, &mut change);
             sets.then(turnover);
-            if change.blocks {
-                patch.blocks = self.blocks(&change);
-            }
-            patch.addresses = self.addresses(&change, &marked);
-            match self.rows(&sets, &mut patch) {
+            match self.remote(&change, &marked, &sets, &mut patch) {
                 Ok(()) => break,
                 Err(closing) => uses = self.close(closing, &mut turns),
             }
@@ -99,6 +98,22 @@ impl Refresh<'_> {
         self.tell_own(&turns, moved, &mut patch);
         self.attributions(&mut patch);
         patch
+    }
+
+    /// Brings everything that its rules say of others up to date, if the node can hold that. Otherwise nothing of
+    /// it has happened.
+    fn remote(
+        &mut self,
+        change: &Change,
+        marked: &[IpAddr],
+        sets: &Turnover<SetIndex>,
+        patch: &mut Patch,
+    ) -> Result<(), Closing> {
+        if change.blocks {
+            patch.blocks = self.blocks(change).map_err(|need| self.choose(need))?;
+        }
+        patch.addresses = self.addresses(change, marked);
+        self.rows(sets, patch)
     }
 
     /// Follows the sets to the terms that they use, and adds what changes there.
@@ -133,12 +148,9 @@ impl Refresh<'_> {
         change.terms.then(turnover);
     }
 
-    fn blocks(&mut self, change: &Change) -> Delta<Block, AtomId> {
-        let terms = self.view.terms.things().filter_map(|term| match self.rules.terms.key(term) {
-            Term { group: None, block: Some(block), .. } => Some((term, &**block)),
-            _ => None,
-        });
-        let flat = block::flatten(terms);
+    fn blocks(&mut self, change: &Change) -> Result<Delta<Block, AtomId>, Need> {
+        let terms = self.view.terms.things().filter_map(|term| Some((term, self.rules.block(term)?)));
+        let flat = block::flatten(terms, &self.sets.limits)?;
         let mut delta = Delta::default();
         let mut blocks = vec![];
         for (block, terms) in flat {
@@ -157,7 +169,7 @@ impl Refresh<'_> {
                 delta.removed.insert(block);
             }
         }
-        delta
+        Ok(delta)
     }
 
     /// Follows the lists that rows name to the lists that those are made of.

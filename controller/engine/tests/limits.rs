@@ -70,6 +70,7 @@ fn cases() -> Vec<Case> {
     let few = Limits::default();
     let scattered = |from: u16| (0..20).map(move |n| tcp(from + 2 * n));
     let blocks = |n: usize| block(&format!("10.1.{n}.0/24"), &[&format!("10.1.{n}.128/25")]);
+    let nested = |length: u8| block(&format!("11.0.0.0/{length}"), &[]);
     vec![
         Case {
             limits: Limits { addresses_per_node: 30, ..few },
@@ -105,6 +106,34 @@ fn cases() -> Vec<Case> {
             loudest: "bit-0",
             what: "rows",
             limit: 40,
+        },
+        Case {
+            limits: Limits { matches_per_node: 40, ..few },
+            policies: crossing(),
+            loudest: "bit-0",
+            what: "matches of peers",
+            limit: 40,
+        },
+        Case {
+            // Each block is within all that are larger.
+            limits: Limits { matches_per_node: 30, ..few },
+            policies: vec![
+                egress("evil/few", "", [rule((13..16).map(nested), [])]),
+                egress("evil/many", "", [rule((8..13).map(nested), [])]),
+            ],
+            loudest: "many",
+            what: "matches of peers",
+            limit: 30,
+        },
+        Case {
+            limits: Limits { ports_per_node: 50, ..few },
+            policies: vec![
+                ingress("evil/scattered", "", [rule([pods("b0")], scattered(1000))]),
+                ingress("evil/open", "", [rule([], scattered(2000))]),
+            ],
+            loudest: "scattered",
+            what: "ports of rules",
+            limit: 50,
         },
         Case {
             limits: Limits { pages_per_node: 3, ..few },
