@@ -144,7 +144,7 @@ impl Refresh<'_> {
         mut count: impl FnMut(Load) -> Result<(), E>,
     ) -> Result<Told, E> {
         let (mut told, mut elements) = (vec![], vec![]);
-        let matching = self.matching(set, atoms);
+        let matching = matching(&self.sets.sets[set].terms, atoms);
         for same in matching.chunk_by(|(one, _), (other, _)| one == other) {
             elements.clear();
             elements.extend(same.iter().map(|&(_, element)| element));
@@ -155,11 +155,6 @@ impl Refresh<'_> {
             }
         }
         Ok(told)
-    }
-
-    /// What of a set's terms these atoms match, sorted.
-    pub(crate) fn matching(&self, set: SetIndex, atoms: &ByTerm) -> Vec<(AtomIndex, Element)> {
-        matching(&self.sets.sets[set].terms, atoms)
     }
 
     fn tell_rows(&mut self, answers: Answers, patch: &mut Patch) {

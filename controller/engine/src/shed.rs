@@ -1,13 +1,15 @@
 //! Which namespaces' pods a node closes that would have to hold too much. Pure.
 //!
 //! What a node holds is not the sum of what each namespace needs: where policies of one tell addresses
-//! apart, the rows of all others multiply. So namespaces are compared by what each would need alone. Of those
-//! that need most the pods on that node are judged by closed sets: the same policies, without rules.
+//! apart, the rows of all others multiply. So namespaces are compared by what each would need alone, not by
+//! what is there. Of those that need most the pods on that node are judged by closed sets: the same
+//! policies, without rules.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use durward_proto::view;
 
@@ -67,6 +69,25 @@ impl Refresh<'_> {
     /// The namespaces to close: all that by themselves need too much, else the one that needs most.
     pub(crate) fn choose(&mut self, need: Need) -> Closing {
         let limit = need.of(&self.sets.limits).1;
+        let mut needs = self.needs(need);
+        let all = needs.iter().fold(0, |sum: usize, (Reverse(alone), ..)| sum.saturating_add(*alone));
+        let of_rows = matches!(need, Need::Rows | Need::Pages | Need::Ports | Need::Mentions);
+        if of_rows && all <= limit {
+            // Each by itself they would fit, all of them: there is so much because of who tells so many
+            // addresses apart, not because of whose rows that multiplies.
+            needs = self.needs(Need::Atoms);
+        }
+        let too_much = needs.iter().take_while(|(Reverse(alone), ..)| all > limit && *alone > limit).count();
+        needs.truncate(too_much.max(1));
+        let namespaces: Vec<_> = needs.into_iter().map(|(.., namespace, sets)| (namespace, sets)).collect();
+        if namespaces.is_empty() {
+            unreachable!("closed sets need nothing, so that somebody is left who needs what is too much");
+        }
+        Closing { need, namespaces }
+    }
+
+    /// How much each namespace that is not closed would need alone, and its sets; those that need most first.
+    fn needs(&mut self, need: Need) -> Vec<(Reverse<usize>, Arc<str>, NamespaceId, Vec<SetIndex>)> {
         let mut by_namespace = BTreeMap::<NamespaceId, Vec<SetIndex>>::new();
         for (class, told) in &self.view.classes {
             let namespace = self.cluster.classes.key(*class).namespace;
@@ -74,6 +95,7 @@ impl Refresh<'_> {
                 by_namespace.entry(namespace).or_default().extend(told.sets());
             }
         }
+        by_namespace.retain(|_, sets| !sets.is_empty());
         let atoms = match need {
             Need::Addresses | Need::Blocks => vec![],
             _ => self.by_term(self.view.atoms.things()),
@@ -85,10 +107,7 @@ impl Refresh<'_> {
             needs.push((Reverse(alone), self.cluster.namespaces.key(namespace).clone(), namespace, sets));
         }
         needs.sort_unstable();
-        let too_much = needs.iter().take_while(|(Reverse(alone), ..)| *alone > limit).count();
-        needs.truncate(too_much.max(1));
-        let namespaces = needs.into_iter().map(|(.., namespace, sets)| (namespace, sets)).collect();
-        Closing { need, namespaces }
+        needs
     }
 
     /// How much these sets would need alone.
@@ -212,11 +231,11 @@ impl Refresh<'_> {
 
 /// Of the atoms that these terms (sorted) tell apart one of each kind, and how many kinds there are.
 fn told_apart(terms: &[TermId], atoms: &ByTerm) -> (ByTerm, usize) {
-    let (mut kinds, mut seen) = (ByTerm::new(), HashMap::new());
+    let (mut kinds, mut seen) = (ByTerm::new(), HashSet::new());
     for same in matching(terms, atoms).chunk_by(|(one, _), (other, _)| one == other) {
         let mut hasher = DefaultHasher::new();
         same.iter().for_each(|(_, element)| element.hash(&mut hasher));
-        if seen.insert(hasher.finish(), ()).is_none() {
+        if seen.insert(hasher.finish()) {
             kinds.extend(same.iter().map(|&(atom, element)| (element, atom)));
         }
     }
