@@ -41,6 +41,9 @@ pub(crate) struct Closing {
     namespaces: Vec<(NamespaceId, Vec<SetIndex>)>,
 }
 
+/// How much a namespace would need alone, and its sets.
+type Needing = (Reverse<usize>, Arc<str>, NamespaceId, Vec<SetIndex>);
+
 impl View {
     /// Whether the namespace's pods are closed here.
     pub(crate) fn sheds(&self, namespace: NamespaceId) -> bool {
@@ -87,7 +90,7 @@ impl Refresh<'_> {
     }
 
     /// How much each namespace that is not closed would need alone, and its sets; those that need most first.
-    fn needs(&mut self, need: Need) -> Vec<(Reverse<usize>, Arc<str>, NamespaceId, Vec<SetIndex>)> {
+    fn needs(&mut self, need: Need) -> Vec<Needing> {
         let mut by_namespace = BTreeMap::<NamespaceId, Vec<SetIndex>>::new();
         for (class, told) in &self.view.classes {
             let namespace = self.cluster.classes.key(*class).namespace;
