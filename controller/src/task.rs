@@ -30,6 +30,8 @@ use crate::outlet::{Lost, Opening};
 const MAX_BATCH: usize = 1024;
 /// How often progress is counted.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// How long after a node that has no room for some namespaces was tried again the next one is.
+const RECONSIDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Something that happened in the cluster.
 #[derive(Debug)]
@@ -164,6 +166,8 @@ impl Task {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         let mut count = tokio::time::interval(PROGRESS_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reconsider = tokio::time::interval(RECONSIDER_INTERVAL);
+        reconsider.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 received = changes.recv_many(&mut batch, MAX_BATCH) => {
@@ -177,6 +181,10 @@ impl Task {
                     None => break,
                 },
                 _ = count.tick() => self.count(),
+                _ = reconsider.tick() => {
+                    let outcome = self.engine.reconsider();
+                    self.publish(outcome, Instant::now());
+                }
                 () = &mut stop => break,
             }
         }

@@ -13,6 +13,7 @@ use crate::cluster::sorted;
 use crate::elements::Element;
 use crate::rules::Term;
 use crate::table::{AtomIndex, ClassId, TermId};
+use crate::tally::Turnover;
 use crate::view::Refresh;
 
 /// What changed in what a node's rules mention.
@@ -20,10 +21,8 @@ use crate::view::Refresh;
 pub(crate) struct Change {
     /// Whether they mentioned nothing before.
     pub(crate) all: bool,
-    /// Terms that came into use, sorted.
-    pub(crate) came: Vec<TermId>,
-    /// Terms that went out of it, sorted.
-    pub(crate) went: Vec<TermId>,
+    /// Terms that came into use and went out of it.
+    pub(crate) terms: Turnover<TermId>,
     /// Whether terms of blocks are among them; then `old_blocks` are those of before.
     pub(crate) blocks: bool,
     pub(crate) old_blocks: Prefixes,
@@ -62,12 +61,12 @@ impl Known {
 }
 
 impl Refresh<'_> {
-    /// Brings the atoms of the marked addresses up to date, and of all that the change concerns.
-    pub(crate) fn addresses(&mut self, change: &Change, marked: Vec<IpAddr>) -> Delta<IpAddr, AtomId> {
+    /// Brings the atoms of the marked addresses (sorted) up to date, and of all that the change concerns.
+    pub(crate) fn addresses(&mut self, change: &Change, marked: &[IpAddr]) -> Delta<IpAddr, AtomId> {
         if change.all && self.view.named_blocks == 0 {
             return self.all_addresses();
         }
-        let (mut delta, marked, mut known) = (Delta::default(), sorted(marked), Known::default());
+        let (mut delta, mut known) = (Delta::default(), Known::default());
         let decide = self.classes_decide(change);
         for class in self.concerned(change) {
             let [old, new] = if decide {
@@ -92,7 +91,7 @@ impl Refresh<'_> {
                 }
             }
         }
-        for address in marked {
+        for &address in marked {
             self.look_again(change, address, &mut known, &mut delta);
         }
         delta
@@ -207,7 +206,7 @@ impl Refresh<'_> {
     /// Classes of which the change may concern addresses.
     fn concerned(&self, change: &Change) -> Vec<ClassId> {
         let others = self.view.terms.iter().filter(|_| change.blocks);
-        let terms = change.came.iter().chain(&change.went).copied().chain(others);
+        let terms = change.terms.came.iter().chain(&change.terms.went).copied().chain(others);
         let groups = sorted(terms.filter_map(|term| self.rules.terms.key(term).group).collect());
         sorted(groups.into_iter().flat_map(|group| &self.cluster.groups[group].classes).copied().collect())
     }
@@ -322,8 +321,8 @@ impl Refresh<'_> {
         let now = self.view.terms.contains(term);
         match when {
             When::Now => now,
-            When::Before if now => change.came.binary_search(&term).is_err(),
-            When::Before => change.went.binary_search(&term).is_ok(),
+            When::Before if now => change.terms.came.binary_search(&term).is_err(),
+            When::Before => change.terms.went.binary_search(&term).is_ok(),
         }
     }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use durward_proto::Block;
 
+use crate::Limits;
+use crate::limit::Need;
 use crate::table::{AtomIndex, TermId};
 
 /// An `ipBlock`.
@@ -104,9 +106,14 @@ fn spans(blocks: impl Iterator<Item = (Block, AtomIndex)>) -> Spans {
 /// What each prefix that occurs in the blocks matches, where that differs from what the next shorter
 /// one matches. An address matches what the longest prefix that holds it does, because blocks and
 /// their holes begin and end nowhere else.
+///
+/// # Errors
+///
+/// What there is too much of for one node.
 pub(crate) fn flatten<'a>(
     blocks: impl IntoIterator<Item = (TermId, &'a IpBlock)>,
-) -> BTreeMap<Block, Vec<TermId>> {
+    limits: &Limits,
+) -> Result<BTreeMap<Block, Vec<TermId>>, Need> {
     // For each prefix, which terms begin to match there and which stop.
     let mut edges: BTreeMap<Block, Vec<(TermId, bool)>> = BTreeMap::new();
     for (term, IpBlock { block, except }) in blocks {
@@ -115,7 +122,7 @@ pub(crate) fn flatten<'a>(
             edges.entry(*hole).or_default().push((term, false));
         }
     }
-    let mut found = BTreeMap::new();
+    let (mut found, mut matches) = (BTreeMap::new(), 0);
     let mut inside = Vec::<(Block, Vec<TermId>)>::new();
     let mut cover = Cover::default();
     // A prefix comes before those within it.
@@ -129,9 +136,14 @@ pub(crate) fn flatten<'a>(
         if terms != outer {
             found.insert(prefix, terms.clone());
         }
+        matches += terms.len();
+        let counts = [(Need::Blocks, found.len()), (Need::Matches, matches)];
+        if let Some((need, _)) = counts.into_iter().find(|(need, count)| *count > need.of(limits).1) {
+            return Err(need);
+        }
         inside.push((prefix, terms));
     }
-    found
+    Ok(found)
 }
 
 /// How often each term's block and its holes cover the place that is looked at.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use durward_proto::{Direction, Logging, NodeView, Patch};
 use hashbrown::HashMap;
 
-use crate::cluster::{Cluster, Dirt, sorted};
+use crate::cluster::{Cluster, Dirt, dirt, sorted};
 use crate::object::{Event, Key, Policy};
 use crate::own::SetPair;
 use crate::rules::{Enforced, Rules};
@@ -77,6 +77,8 @@ pub struct Engine {
     pairs: HashMap<ClassId, SetPair>,
     /// Policies that isolate groups from now on, or no longer, in the order of events.
     edits: Vec<(GroupId, Direction, BodyId, bool)>,
+    /// The node that `reconsider` tried last.
+    reconsidered: Option<NodeId>,
 }
 
 impl Engine {
@@ -94,6 +96,7 @@ impl Engine {
             views: HashMap::new(),
             pairs: HashMap::new(),
             edits: vec![],
+            reconsidered: None,
         }
     }
 
@@ -106,6 +109,36 @@ impl Engine {
             self.take(event, &mut policies);
         }
         self.settle_subjects();
+        let mut patches = self.publish_dirty();
+        if self.logging != logging {
+            for &node in self.views.keys() {
+                let patch: &mut Patch = patches.entry(self.cluster.nodes.key(node).clone()).or_default();
+                patch.logging = Some(self.logging);
+            }
+        }
+        self.conclude(patches, policies)
+    }
+
+    /// A node that cannot hold what all of its pods' policies need closes the pods of those namespaces that
+    /// need most, and holds them closed: to find out whether that must be so still may cost as much
+    /// as they need. So that it costs no more than its caller wants to spend, each call tries the next such
+    /// node. Also says what is new of policies since the last outcome because nodes subscribed or left.
+    pub fn reconsider(&mut self) -> Outcome {
+        let shedding = self.views.iter().filter(|(_, view)| !view.shed.is_empty()).map(|(&node, _)| node);
+        let next = shedding.min_by_key(|&node| (self.reconsidered >= Some(node), node));
+        if let Some(node) = next
+            && let Some(view) = self.views.get_mut(&node)
+        {
+            let classes = view.open(&mut self.cluster, &mut self.sets);
+            dirt(&mut self.cluster.nodes, &mut self.cluster.dirty, node).classes = classes;
+            self.reconsidered = next;
+        }
+        let patches = self.publish_dirty();
+        self.conclude(patches, vec![])
+    }
+
+    /// Brings all that is marked up to date.
+    fn publish_dirty(&mut self) -> HashMap<Arc<str>, Patch> {
         let mut patches = HashMap::new();
         self.pairs.clear();
         for node in sorted(std::mem::take(&mut self.cluster.dirty)) {
@@ -113,12 +146,11 @@ impl Engine {
         }
         let changes = self.services.settle();
         self.publish_services(&changes, &mut patches);
-        if self.logging != logging {
-            for &node in self.views.keys() {
-                let patch: &mut Patch = patches.entry(self.cluster.nodes.key(node).clone()).or_default();
-                patch.logging = Some(self.logging);
-            }
-        }
+        patches
+    }
+
+    /// Lets go of what was needed in the batch only, and adds what is new of policies; also of these.
+    fn conclude(&mut self, patches: HashMap<Arc<str>, Patch>, mut policies: Vec<Key>) -> Outcome {
         self.collect();
         policies.extend(self.sets.take_touched());
         Outcome { patches, faults: policies.into_iter().filter_map(|key| self.report(key)).collect() }
@@ -127,8 +159,8 @@ impl Engine {
     /// What is to be said of a policy, if it was not said before.
     fn report(&mut self, key: Key) -> Option<(Key, Option<Fault>)> {
         let policy = self.policies.find(&key).and_then(|policy| self.policies[policy].as_ref());
-        let own = policy.and_then(|policy| policy.fault.as_deref());
-        let now = own.or_else(|| self.sets.overflow(&key)).cloned();
+        let fault = |policy: &Enforced| policy.fault.as_deref().or_else(|| self.sets.overflow(&key)).cloned();
+        let now = policy.and_then(fault);
         let before = match &now {
             Some(fault) => self.reported.insert(key.clone(), fault.clone()),
             None => self.reported.remove(&key),

@@ -10,6 +10,7 @@
 //! ```
 
 mod address;
+mod answer;
 mod attribution;
 mod block;
 mod cluster;
@@ -28,6 +29,7 @@ pub mod sample;
 mod selector;
 mod service;
 mod set;
+mod shed;
 mod table;
 mod tally;
 mod terms;

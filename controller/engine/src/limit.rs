@@ -2,7 +2,11 @@
 //!
 //! A policy over a limit of its own isolates the pods that it selects and allows nothing, as an
 //! unreadable one does. Where the policies of a pod are too much together, what they are too much for
-//! is denied. Other pods are not concerned.
+//! is denied. Where a node would have to hold too much, it closes the pods of the namespaces that
+//! need most (see `shed.rs`). Other pods are not concerned.
+
+use std::ops::{AddAssign, SubAssign};
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -22,6 +26,26 @@ pub struct Limits {
     pub steps_per_row: usize,
     /// How often the rules behind one row, and the attributions in it, may mention a policy.
     pub mentions_per_row: usize,
+    /// Addresses of pods that the rules on one node mention. Kernels hold 524,288, so that there is room
+    /// for what comes beside what goes.
+    pub addresses_per_node: usize,
+    /// Prefixes that `ipBlock`s on one node are told apart by. Kernels hold twice that.
+    pub blocks_per_node: usize,
+    /// Atoms of one node: kinds of addresses and blocks that its rules tell apart.
+    pub atoms_per_node: usize,
+    /// How many peers of rules the atoms of one node match, all together, and likewise its prefixes.
+    pub matches_per_node: usize,
+    /// For each set of one node the atoms that its rules mention, all together. Kernels hold twice that.
+    pub rows_per_node: usize,
+    /// Pages of one node's rows: a row of more than 16 steps takes one for each 128 of them and one more.
+    /// Kernels hold twice that.
+    pub pages_per_node: usize,
+    /// Entries of `ports` behind one node's rows, all together: what it costs to work them out.
+    pub ports_per_node: usize,
+    /// How often the rows of one node permit by a policy, all ports of a row that the same policies
+    /// permit together. What all of a pod's policies permit does not count, nor what they deny: those are
+    /// one list.
+    pub mentions_per_node: usize,
 }
 
 impl Default for Limits {
@@ -32,7 +56,77 @@ impl Default for Limits {
             ports_per_policy: 5_000,
             steps_per_row: 16_384,
             mentions_per_row: 1_000_000,
+            addresses_per_node: 400_000,
+            blocks_per_node: 65_536,
+            atoms_per_node: 65_536,
+            matches_per_node: 4_000_000,
+            rows_per_node: 131_072,
+            pages_per_node: 32_768,
+            ports_per_node: 16_000_000,
+            mentions_per_node: 4_000_000,
         }
+    }
+}
+
+/// How many steps a row may have that takes no page.
+const SHORT: usize = 16;
+/// How many steps there are to a page.
+const PAGE: usize = 128;
+
+/// How many pages a row of so many steps takes in the kernel.
+pub(crate) fn pages(steps: usize) -> usize {
+    if steps <= SHORT { 0 } else { 1 + steps.div_ceil(PAGE) }
+}
+
+/// What a node may only hold so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Addresses,
+    Blocks,
+    Atoms,
+    Matches,
+    Rows,
+    Pages,
+    Ports,
+    Mentions,
+}
+
+/// What rows take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) rows: usize,
+    pub(crate) pages: usize,
+    pub(crate) ports: usize,
+    pub(crate) mentions: usize,
+}
+
+impl Load {
+    pub(crate) fn of(&self, need: Need) -> usize {
+        match need {
+            Need::Rows => self.rows,
+            Need::Pages => self.pages,
+            Need::Ports => self.ports,
+            Need::Mentions => self.mentions,
+            Need::Addresses | Need::Blocks | Need::Atoms | Need::Matches => 0,
+        }
+    }
+}
+
+impl AddAssign for Load {
+    fn add_assign(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.pages += other.pages;
+        self.ports += other.ports;
+        self.mentions += other.mentions;
+    }
+}
+
+impl SubAssign for Load {
+    fn sub_assign(&mut self, other: Self) {
+        self.rows -= other.rows;
+        self.pages -= other.pages;
+        self.ports -= other.ports;
+        self.mentions -= other.mentions;
     }
 }
 
@@ -69,9 +163,45 @@ pub enum Fault {
         /// How many there may be.
         limit: usize,
     },
+    /// A node cannot hold what the policies of its namespace need, beside what all others do.
+    #[error(
+        "node {node} would need more than {limit} {what}, and of all namespaces with pods on it this policy's needs \
+         most: its pods there that policies isolate are allowed nothing; of those policies this one mentions most: \
+         let it mention fewer pods, blocks and ports"
+    )]
+    TooManyOnNode {
+        /// Which node; of several, the first by name.
+        node: Arc<str>,
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+}
+
+impl Need {
+    /// What there is too much of, and how much there may be.
+    pub(crate) fn of(self, limits: &Limits) -> (&'static str, usize) {
+        match self {
+            Self::Addresses => ("addresses of pods", limits.addresses_per_node),
+            Self::Blocks => ("prefixes of blocks", limits.blocks_per_node),
+            Self::Atoms => ("kinds of addresses", limits.atoms_per_node),
+            Self::Matches => ("matches of peers", limits.matches_per_node),
+            Self::Rows => ("rows", limits.rows_per_node),
+            Self::Pages => ("pages of ranges of ports", limits.pages_per_node),
+            Self::Ports => ("ports of rules", limits.ports_per_node),
+            Self::Mentions => ("mentions of policies", limits.mentions_per_node),
+        }
+    }
 }
 
 impl Limits {
+    /// What rows take too much of.
+    pub(crate) fn over(&self, load: &Load) -> Option<Need> {
+        let needs = [Need::Rows, Need::Pages, Need::Ports, Need::Mentions];
+        needs.into_iter().find(|&need| load.of(need) > need.of(self).1)
+    }
+
     /// What is wrong with a policy by itself.
     pub(crate) fn check(&self, spec: &Spec) -> Option<Fault> {
         let rules = match spec {

@@ -23,26 +23,28 @@ pub(crate) struct Told {
 }
 
 impl Told {
+    /// The sets that judge them.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = SetIndex> + use<> {
+        self.pair.into_iter().flatten()
+    }
+
     fn says_the_same(&self, other: &Self) -> bool {
         (self.pair, self.denies_logged) == (other.pair, other.denies_logged)
     }
 }
 
 /// A pod that was touched, and its class on the node before the batch and now.
-type Moved = (PodId, Option<ClassId>, Option<ClassId>);
+pub(crate) type Moved = (PodId, Option<ClassId>, Option<ClassId>);
 
 /// What was told of a class before the batch, and what is to be told now.
 type Turn = (Option<Told>, Option<Told>);
 
+/// Of each class that may be judged differently.
+pub(crate) type Turns = BTreeMap<ClassId, Turn>;
+
 impl Refresh<'_> {
-    /// Brings the marked pods and classes up to date, and gives the sets that come into use and go out
-    /// of it.
-    pub(crate) fn own(
-        &mut self,
-        pods: Vec<PodId>,
-        mut classes: Vec<ClassId>,
-        patch: &mut Patch,
-    ) -> Uses<SetIndex> {
+    /// Finds where the marked pods were and are; their classes are added.
+    pub(crate) fn moved(&mut self, pods: Vec<PodId>, classes: &mut Vec<ClassId>) -> Vec<Moved> {
         let mut moved = vec![];
         for pod in sorted(pods) {
             let old = self.view.class_of(pod);
@@ -53,18 +55,21 @@ impl Refresh<'_> {
             moved.push((pod, old, new));
         }
         self.view.place(&moved);
-        let (turns, uses) = self.turns(sorted(classes), &moved);
-        self.tell_classes(&turns, &moved, patch);
+        moved
+    }
+
+    /// Tells of pods that moved, and of those that are judged differently.
+    pub(crate) fn tell_own(&self, turns: &Turns, moved: Vec<Moved>, patch: &mut Patch) {
+        self.tell_classes(turns, &moved, patch);
         for (pod, old, new) in moved {
-            self.tell_pod(pod, old, new, &turns, patch);
+            self.tell_pod(pod, old, new, turns, patch);
         }
         let pods = &mut patch.pods;
         pods.removed.retain(|uid| !pods.put.contains_key(uid));
-        uses
     }
 
-    /// What is told of each of these classes.
-    fn turns(&mut self, classes: Vec<ClassId>, moved: &[Moved]) -> (BTreeMap<ClassId, Turn>, Uses<SetIndex>) {
+    /// What is told of each of these classes, and the sets that come into use and go out of it.
+    pub(crate) fn turns(&mut self, classes: Vec<ClassId>, moved: &[Moved]) -> (Turns, Uses<SetIndex>) {
         let mut change = BTreeMap::<ClassId, i32>::new();
         for &(_, old, new) in moved {
             old.into_iter().for_each(|class| *change.entry(class).or_default() -= 1);
@@ -89,7 +94,7 @@ impl Refresh<'_> {
     }
 
     /// Tells of the pods of classes that are judged differently, but for those that moved themselves.
-    fn tell_classes(&mut self, turns: &BTreeMap<ClassId, Turn>, moved: &[Moved], patch: &mut Patch) {
+    fn tell_classes(&self, turns: &Turns, moved: &[Moved], patch: &mut Patch) {
         let differs = |(class, turn): (&ClassId, &Turn)| match turn {
             (Some(before), Some(now)) if !before.says_the_same(now) => Some((*class, *before, *now)),
             _ => None,
@@ -139,7 +144,7 @@ impl Refresh<'_> {
         pod: PodId,
         old: Option<ClassId>,
         new: Option<ClassId>,
-        turns: &BTreeMap<ClassId, Turn>,
+        turns: &Turns,
         patch: &mut Patch,
     ) {
         let old = old.and_then(|class| turns[&class].0);
@@ -178,19 +183,26 @@ impl Refresh<'_> {
     }
 
     fn pair(&mut self, class: ClassId) -> SetPair {
+        if self.view.sheds(self.cluster.classes.key(class).namespace) {
+            return self.sets_of(class, true);
+        }
         if let Some(pair) = self.pairs.get(&class) {
             return *pair;
         }
-        let pair = Direction::BOTH.map(|direction| {
+        let pair = self.sets_of(class, false);
+        self.pairs.insert(class, pair);
+        pair
+    }
+
+    fn sets_of(&mut self, class: ClassId, closed: bool) -> SetPair {
+        Direction::BOTH.map(|direction| {
             let list = self.rules.union(&self.cluster.isolating(class, direction))?;
             let ports = match direction {
                 Direction::Ingress => self.cluster.ports(class),
                 Direction::Egress => &[],
             };
-            Some(self.sets.set(self.rules, direction, list, ports))
-        });
-        self.pairs.insert(class, pair);
-        pair
+            Some(self.sets.set(self.rules, direction, list, (!closed).then_some(ports)))
+        })
     }
 }
 

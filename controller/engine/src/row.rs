@@ -27,6 +27,8 @@ type Over = (&'static str, usize);
 #[derive(Debug)]
 pub(crate) struct RowState {
     pub(crate) content: ContentId,
+    /// How many ports of rules it was worked out from.
+    pub(crate) ports: u32,
     /// What few rows have.
     pub(crate) rest: Option<Box<Rest>>,
 }
@@ -61,7 +63,7 @@ struct Draft {
 impl Sets {
     /// What a whole set says of addresses that match these elements, all of terms of the set.
     pub(crate) fn row_state(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> RowState {
-        let Draft { steps, weight: _, over, parts } = self.draft(rules, set, elements);
+        let Draft { steps, weight, over, parts } = self.draft(rules, set, elements);
         let denied = (Verdict::Deny, self.denied(rules, set));
         let act = |by: Option<_>| by.map_or(denied, |by| (Verdict::Allow, by));
         let mut acts: Vec<_> = steps.into_iter().map(|(start, by)| (start, act(by))).collect();
@@ -76,7 +78,7 @@ impl Sets {
         self.contents.hold(content);
         parts.iter().for_each(|&part| self.parts.hold(part));
         let rest = (overflow.is_some() || !parts.is_empty()).then(|| Box::new(Rest { overflow, parts }));
-        RowState { content, rest }
+        RowState { content, ports: weight as u32, rest }
     }
 
     fn content(&mut self, acts: &[(PortKey, (Verdict, AttributionIndex))]) -> ContentId {

@@ -189,6 +189,14 @@ impl Rules {
         id
     }
 
+    /// A term's block, if it is for addresses by themselves.
+    pub(crate) fn block(&self, term: TermId) -> Option<&IpBlock> {
+        match self.terms.key(term) {
+            Term { group: None, block, .. } => block.as_deref(),
+            Term { .. } => None,
+        }
+    }
+
     fn digest(&self, policy: &view::Policy, direction: Direction, rules: &[Compiled]) -> Digest {
         let view::Policy { namespace, name, logged } = policy;
         let mut digester = Digester::new("policy");

@@ -7,6 +7,7 @@ use durward_proto::{AtomId, Digest, Digester, Direction, PortKey, Row, SetId};
 use crate::attribution::AttributionState;
 use crate::cluster::sorted;
 use crate::elements::{Asked, Element, Elements, Of};
+use crate::limit::{Load, pages};
 use crate::list::{Branch, FAN};
 use crate::object::{Key, NamedPort};
 use crate::row::{Grant, Part, RowState};
@@ -20,8 +21,9 @@ use crate::{Fault, Limits};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SetKey {
     pub(crate) list: ListId,
-    /// Those of the pod's named ports that its ingress rules name.
-    pub(crate) bindings: Box<[NamedPort]>,
+    /// Those of the pod's named ports that its ingress rules name; none if it is closed: then it permits
+    /// nothing, whatever its rules.
+    pub(crate) bindings: Option<Box<[NamedPort]>>,
 }
 
 #[derive(Debug)]
@@ -59,7 +61,7 @@ pub(crate) struct Whole {
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
     pub(crate) limits: Limits,
-    /// What is wrong with policies because rows are too large, and with how many rows.
+    /// What is wrong with policies because they are too much together, and with how many rows or nodes.
     overflows: BTreeMap<Key, BTreeMap<Fault, u32>>,
     /// Policies of which that may have changed since `take_touched`.
     touched: BTreeSet<Key>,
@@ -79,13 +81,13 @@ impl Sets {
         Self { limits, ..Self::default() }
     }
 
-    /// The set of these policies for pods with these named ports.
+    /// The set of these policies for pods with these named ports; closed if none are given.
     pub(crate) fn set(
         &mut self,
         rules: &mut Rules,
         direction: Direction,
         list: ListId,
-        ports: &[NamedPort],
+        ports: Option<&[NamedPort]>,
     ) -> SetIndex {
         let set = self.branch(rules, list, ports);
         if self.sets[set].whole.is_none() {
@@ -106,12 +108,12 @@ impl Sets {
     }
 
     /// The set as a branch of others.
-    fn branch(&mut self, rules: &mut Rules, list: ListId, ports: &[NamedPort]) -> SetIndex {
+    fn branch(&mut self, rules: &mut Rules, list: ListId, ports: Option<&[NamedPort]>) -> SetIndex {
         let named = &rules.lists[list].names;
         let is_named = |port: &&NamedPort| {
             named.iter().any(|(protocol, name)| (*protocol, name) == (port.protocol, &port.name))
         };
-        let bindings = ports.iter().filter(is_named).cloned().collect();
+        let bindings = ports.map(|ports| ports.iter().filter(is_named).cloned().collect());
         let key = SetKey { list, bindings };
         if let Some(set) = self.sets.find(&key) {
             return set;
@@ -129,7 +131,7 @@ impl Sets {
 
     fn leaf_kind(&self, rules: &Rules, key: &SetKey) -> (Box<[TermId]>, Kind) {
         let (mut grants, mut open) = (vec![], vec![]);
-        let bodies = key.bodies(rules);
+        let bodies = if key.bindings.is_some() { key.bodies(rules) } else { &[] };
         for (at, &body) in (0..).zip(bodies) {
             for (number, rule) in (0..).zip(&rules.bodies[body].rules) {
                 match &rule.peers {
@@ -149,7 +151,7 @@ impl Sets {
         &mut self,
         rules: &mut Rules,
         children: [Option<ListId>; FAN],
-        ports: &[NamedPort],
+        ports: Option<&[NamedPort]>,
     ) -> (Box<[TermId]>, Kind) {
         let children = children.map(|child| {
             let child = self.branch(rules, child?, ports);
@@ -181,15 +183,18 @@ impl Sets {
         denied
     }
 
-    /// What a set says of addresses that match these elements, all of terms of the set; none if it says
-    /// what it says to all.
-    pub(crate) fn row(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Option<RowIndex> {
+    /// What a set says of addresses that match these elements, all of terms of the set.
+    pub(crate) fn row(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> RowIndex {
         let found = self.rows.find(&Asked(set, elements));
-        let row = found.unwrap_or_else(|| self.insert_row(rules, set, elements));
-        let RowState { content, rest } = &self.rows[row];
+        found.unwrap_or_else(|| self.insert_row(rules, set, elements))
+    }
+
+    /// Whether a row says something else than its set says to all.
+    pub(crate) fn is_told(&self, set: SetIndex, row: RowIndex) -> bool {
+        let RowState { content, rest, .. } = &self.rows[row];
         let overflows = rest.as_ref().is_some_and(|rest| rest.overflow.is_some());
         // A row that is too large is kept in any case, and with it what is reported of it.
-        (*content != self.rows[self.whole(set).base].content || overflows).then_some(row)
+        *content != self.rows[self.whole(set).base].content || overflows
     }
 
     /// What a row says.
@@ -202,21 +207,37 @@ impl Sets {
         &self.contents[self.rows[row].content]
     }
 
+    /// What a set's row takes.
+    pub(crate) fn load(&self, set: SetIndex, row: RowIndex) -> Load {
+        let all = self.sets[set].denied;
+        let named = self.named(row).iter().filter(|&&by| Some(by) != all);
+        Load {
+            rows: 1,
+            pages: pages(self.said(row).steps().len()),
+            ports: self.rows[row].ports as usize,
+            mentions: named.map(|&by| self.attributions[by].count as usize).sum(),
+        }
+    }
+
     fn insert_row(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> RowIndex {
         let row = self.row_state(rules, set, elements);
         if let Some((policy, fault)) = row.rest.as_ref().and_then(|rest| rest.overflow.as_ref()) {
-            self.touched.insert(policy.clone());
-            *self.overflows.entry(policy.clone()).or_default().entry(fault.clone()).or_default() += 1;
+            self.add_overflow(policy.clone(), fault.clone());
         }
         self.rows.insert(Of(set, elements.into()), row)
     }
 
-    fn remove_overflow(&mut self, policy: Key, fault: &Fault) {
+    pub(crate) fn add_overflow(&mut self, policy: Key, fault: Fault) {
+        self.touched.insert(policy.clone());
+        *self.overflows.entry(policy).or_default().entry(fault).or_default() += 1;
+    }
+
+    pub(crate) fn remove_overflow(&mut self, policy: Key, fault: &Fault) {
         if let Some(faults) = self.overflows.get_mut(&policy) {
-            if let Some(rows) = faults.get_mut(fault) {
-                *rows -= 1;
+            if let Some(times) = faults.get_mut(fault) {
+                *times -= 1;
             }
-            faults.retain(|_, rows| *rows > 0);
+            faults.retain(|_, times| *times > 0);
             if faults.is_empty() {
                 self.overflows.remove(&policy);
             }
@@ -224,7 +245,7 @@ impl Sets {
         }
     }
 
-    /// What is wrong with a policy because rows are too large.
+    /// What is wrong with a policy because it is too much with others.
     pub(crate) fn overflow(&self, policy: &Key) -> Option<&Fault> {
         self.overflows.get(policy)?.keys().next()
     }
@@ -327,17 +348,17 @@ impl SetKey {
         let rule = &rules.bodies[self.bodies(rules)[at as usize]].rules[rule as usize];
         let bound = rule.names.iter().flat_map(|(protocol, name)| {
             let is_it = move |port: &&NamedPort| port.protocol == *protocol && port.name == *name;
-            let bound = self.bindings.iter().filter(is_it);
+            let bound = self.bindings.iter().flatten().filter(is_it);
             bound.map(|port| PortKey::new(port.protocol.number(), port.number)).map(|key| (key, key))
         });
         rule.ranges.iter().copied().chain(bound)
     }
 
     fn id(&self, rules: &Rules, direction: Direction) -> SetId {
-        let mut digester = Digester::new("set");
+        let mut digester = Digester::new(if self.bindings.is_some() { "set" } else { "closed" });
         digester.field(&[direction as u8]);
         digester.field(&rules.lists[self.list].digest.0);
-        for NamedPort { name, protocol, number } in &self.bindings {
+        for NamedPort { name, protocol, number } in self.bindings.iter().flatten() {
             let [high, low] = number.to_be_bytes();
             digester.field(name.as_bytes());
             digester.field(&[protocol.number(), high, low]);

@@ -1,6 +1,6 @@
 //! How often things are used, and which come into use or go out of it. Pure.
 
-use crate::cluster::exchange;
+use crate::cluster::{exchange, sorted};
 
 /// How often each thing is used; sorted, and nothing that is not used.
 #[derive(Debug)]
@@ -35,8 +35,18 @@ impl<K: Copy + Ord> Uses<K> {
         self.0.push((thing, -1));
     }
 
-    /// What changes for each thing, sorted.
-    fn net(mut self) -> Vec<(K, i32)> {
+    /// How much there is more in all.
+    pub(crate) fn sum(&self) -> isize {
+        self.0.iter().map(|&(_, change)| change as isize).sum()
+    }
+
+    /// Makes what came go again, and the other way round.
+    pub(crate) fn reverse(&mut self) {
+        self.0.iter_mut().for_each(|(_, change)| *change = -*change);
+    }
+
+    /// Makes them what changes for each thing, sorted.
+    fn net(&mut self) {
         self.0.sort_unstable_by_key(|&(thing, _)| thing);
         self.0.dedup_by(|&mut (later, more), (first, sum)| {
             let same = later == *first;
@@ -45,7 +55,42 @@ impl<K: Copy + Ord> Uses<K> {
             }
             same
         });
-        self.0
+    }
+}
+
+/// What came into use and what went out of it; sorted, and nothing that is in both.
+#[derive(Debug)]
+pub(crate) struct Turnover<K> {
+    pub(crate) came: Vec<K>,
+    pub(crate) went: Vec<K>,
+}
+
+impl<K> Default for Turnover<K> {
+    fn default() -> Self {
+        Self { came: vec![], went: vec![] }
+    }
+}
+
+impl<K: Copy + Ord> Turnover<K> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.came.is_empty() && self.went.is_empty()
+    }
+
+    /// Adds what happened after this.
+    pub(crate) fn then(&mut self, later: Self) {
+        if self.is_empty() {
+            *self = later;
+            return;
+        }
+        let both = |first: &[K], then: &[K], back_first: &[K], back_then: &[K]| {
+            let stays = first.iter().filter(|thing| back_then.binary_search(thing).is_err());
+            let is_new = then.iter().filter(|thing| back_first.binary_search(thing).is_err());
+            sorted(stays.chain(is_new).copied().collect())
+        };
+        *self = Self {
+            came: both(&self.came, &later.came, &self.went, &later.went),
+            went: both(&self.went, &later.went, &self.came, &later.came),
+        };
     }
 }
 
@@ -58,14 +103,20 @@ impl<K: Copy + Ord> Tally<K> {
         self.0.iter().map(|&(thing, _)| thing)
     }
 
-    /// Counts what comes and goes. Gives what came into use and what went out of it, sorted.
-    pub(crate) fn settle(&mut self, uses: Uses<K>) -> (Vec<K>, Vec<K>) {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Counts what comes and goes. What is left in `uses` is what changed for each thing: reversed, it
+    /// leads back.
+    pub(crate) fn settle(&mut self, uses: &mut Uses<K>) -> Turnover<K> {
         if uses.0.is_empty() {
-            return (vec![], vec![]);
+            return Turnover::default();
         }
-        let net = uses.net();
+        uses.net();
+        let net = &uses.0;
         let (mut came, mut went) = (vec![], vec![]);
-        for &(thing, change) in &net {
+        for &(thing, change) in net {
             match self.0.binary_search_by_key(&thing, |&(thing, _)| thing) {
                 Ok(at) => match self.0[at].1.checked_add_signed(change) {
                     Some(0) => went.push(thing),
@@ -77,9 +128,9 @@ impl<K: Copy + Ord> Tally<K> {
                 Err(_) => {}
             }
         }
-        let new = net.into_iter().filter(|(thing, _)| came.binary_search(thing).is_ok());
-        let new = new.map(|(thing, uses)| (thing, uses.unsigned_abs())).collect();
+        let new = net.iter().filter(|(thing, _)| came.binary_search(thing).is_ok());
+        let new = new.map(|&(thing, uses)| (thing, uses.unsigned_abs())).collect();
         exchange(&mut self.0, &went, new, |&(thing, _)| thing);
-        (came, went)
+        Turnover { came, went }
     }
 }

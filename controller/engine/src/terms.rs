@@ -2,6 +2,7 @@
 
 use crate::cluster::{exchange, sorted};
 use crate::table::{SetIndex, TermId};
+use crate::tally::Turnover;
 
 /// Each term with each set that uses it, sorted.
 #[derive(Debug, Default)]
@@ -31,28 +32,27 @@ impl Terms {
         self.0.partition_point(|(other, _)| *other < term)
     }
 
-    /// Sets come with what they use, others go. Gives the terms that came into use and those that went out
-    /// of it, sorted.
+    /// Sets come with what they use, others go.
     pub(crate) fn settle(
         &mut self,
         come: Vec<(TermId, SetIndex)>,
         go: Vec<(TermId, SetIndex)>,
-    ) -> (Vec<TermId>, Vec<TermId>) {
+    ) -> Turnover<TermId> {
+        let mut turnover = Turnover::default();
         if come.is_empty() && go.is_empty() {
-            return (vec![], vec![]);
+            return turnover;
         }
         let go = sorted(go);
         let touched: Vec<_> = sorted(come.iter().chain(&go).map(|&(term, _)| term).collect());
         let before: Vec<_> = touched.iter().map(|&term| self.contains(term)).collect();
         exchange(&mut self.0, &go, come, |&user| user);
-        let (mut came, mut went) = (vec![], vec![]);
         for (term, before) in touched.into_iter().zip(before) {
             match (before, self.contains(term)) {
-                (false, true) => came.push(term),
-                (true, false) => went.push(term),
+                (false, true) => turnover.came.push(term),
+                (true, false) => turnover.went.push(term),
                 _ => {}
             }
         }
-        (came, went)
+        turnover
     }
 }

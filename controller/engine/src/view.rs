@@ -6,11 +6,15 @@
 //! Each stage counts what the one before it uses, and only what comes into use or goes out of it
 //! reaches the next. What is marked is worked out from the cluster as it is now, so that the path
 //! that led here cannot matter. What follows from that is not kept: which address has which atom (see
-//! `address.rs`), which rows there are (each set's for each atom).
+//! `address.rs`), which rows there are (each set's for each atom; see `answer.rs`).
+//!
+//! Nothing is told before it is known that the node can hold it. If it cannot, the pods of some
+//! namespace are closed (see `shed.rs`), and what follows from that is worked out anew.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use durward_proto::{AtomId, Block, Delta, Direction, Patch, Row, SetDelta, view};
+use durward_proto::{AtomId, Block, Delta, Direction, Patch};
 use hashbrown::HashMap;
 
 use crate::address::Change;
@@ -18,11 +22,13 @@ use crate::attribution::AttributionState;
 use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt, sorted};
 use crate::elements::Element;
+use crate::limit::{Load, Need};
 use crate::own::{SetPair, Told};
 use crate::rules::{Rules, Term};
-use crate::set::{Sets, Whole};
-use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, RowIndex, SetIndex};
-use crate::tally::{Tally, Uses};
+use crate::set::Sets;
+use crate::shed::{Closing, Shed};
+use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, SetIndex};
+use crate::tally::{Tally, Turnover, Uses};
 use crate::terms::Terms;
 
 /// What a node was told.
@@ -40,8 +46,16 @@ pub(crate) struct View {
     pub(crate) blocks: Prefixes,
     /// How many terms are both of a block and of a named port.
     pub(crate) named_blocks: usize,
+    /// How many addresses and blocks there are.
+    pub(crate) entries: usize,
+    /// How many terms its atoms match, all together.
+    pub(crate) matches: usize,
+    /// What its rows take.
+    pub(crate) load: Load,
     /// How many rows name each list.
     attributions: Tally<AttributionIndex>,
+    /// Namespaces whose pods here are closed, because the node cannot hold what their policies need.
+    pub(crate) shed: Vec<Shed>,
 }
 
 impl View {
@@ -64,43 +78,64 @@ pub(crate) struct Refresh<'a> {
     pub(crate) attributions: Uses<AttributionIndex>,
 }
 
-/// Atoms by the terms that their addresses match, sorted.
-type ByTerm = Vec<(Element, AtomIndex)>;
-
 impl Refresh<'_> {
     pub(crate) fn run(mut self, dirt: Dirt) -> Patch {
-        let Dirt { pods, classes, addresses } = dirt;
-        let mut patch = Patch::default();
-        let uses = self.own(pods, classes, &mut patch);
-        let (new_sets, old_sets) = self.view.sets.settle(uses);
-        let mut change = self.terms(&new_sets, &old_sets);
-        if change.blocks {
-            patch.blocks = self.blocks(&mut change);
+        let Dirt { pods, mut classes, addresses } = dirt;
+        let moved = self.moved(pods, &mut classes);
+        let (mut turns, mut uses) = self.turns(sorted(classes), &moved);
+        let (marked, mut patch) = (sorted(addresses), Patch::default());
+        let mut change = Change { all: self.view.terms.is_empty(), ..Change::default() };
+        let mut sets = Turnover::default();
+        loop {
+            let turnover = self.view.sets.settle(&mut uses);
+            self.terms(&turnover, &mut change);
+            sets.then(turnover);
+            match self.remote(&change, &marked, &sets, &mut patch) {
+                Ok(()) => break,
+                Err(closing) => uses = self.close(closing, &mut turns),
+            }
         }
-        patch.addresses = self.addresses(&change, addresses);
-        self.rows(&new_sets, &old_sets, &mut patch);
+        self.tell_own(&turns, moved, &mut patch);
         self.attributions(&mut patch);
         patch
     }
 
-    /// Follows the sets to the terms that they use.
-    fn terms(&mut self, new: &[SetIndex], old: &[SetIndex]) -> Change {
+    /// Brings everything that its rules say of others up to date, if the node can hold that. Otherwise nothing of
+    /// it has happened.
+    fn remote(
+        &mut self,
+        change: &Change,
+        marked: &[IpAddr],
+        sets: &Turnover<SetIndex>,
+        patch: &mut Patch,
+    ) -> Result<(), Closing> {
+        if change.blocks {
+            patch.blocks = self.blocks(change).map_err(|need| self.choose(need))?;
+        }
+        patch.addresses = self.addresses(change, marked);
+        self.rows(sets, patch)
+    }
+
+    /// Follows the sets to the terms that they use, and adds what changes there.
+    fn terms(&mut self, sets: &Turnover<SetIndex>, change: &mut Change) {
         let uses = |sets: &[SetIndex]| {
             let of = |&set: &SetIndex| self.sets.sets[set].terms.iter().map(move |&term| (term, set));
             sets.iter().flat_map(of).collect()
         };
-        let (come, go) = (uses(new), uses(old));
-        new.iter().for_each(|&set| self.sets.sets.hold(set));
-        old.iter().for_each(|&set| self.sets.sets.release(set));
-        let all = self.view.terms.is_empty();
-        let (came, went) = self.view.terms.settle(come, go);
-        let mut change = Change { all, ..Change::default() };
-        for (&term, come) in came.iter().map(|term| (term, true)).chain(went.iter().map(|term| (term, false)))
-        {
+        let (come, go) = (uses(&sets.came), uses(&sets.went));
+        sets.came.iter().for_each(|&set| self.sets.sets.hold(set));
+        sets.went.iter().for_each(|&set| self.sets.sets.release(set));
+        let turnover = self.view.terms.settle(come, go);
+        let came = turnover.came.iter().map(|&term| (term, true));
+        for (term, come) in came.chain(turnover.went.iter().map(|&term| (term, false))) {
             let Term { group, block, .. } = self.rules.terms.key(term);
             match group {
                 Some(group) => self.cluster.route(*group, self.node, come),
-                None => change.blocks = true,
+                None if !change.blocks => {
+                    change.blocks = true;
+                    change.old_blocks = std::mem::take(&mut self.view.blocks);
+                }
+                None => {}
             }
             if group.is_some() && block.is_some() {
                 let count = &mut self.view.named_blocks;
@@ -108,134 +143,31 @@ impl Refresh<'_> {
                 change.named_blocks = true;
             }
         }
-        (change.came, change.went) = (came, went);
-        change
+        change.terms.then(turnover);
     }
 
-    fn blocks(&mut self, change: &mut Change) -> Delta<Block, AtomId> {
-        let terms = self.view.terms.iter().filter_map(|term| match self.rules.terms.key(term) {
-            Term { group: None, block: Some(block), .. } => Some((term, &**block)),
-            _ => None,
-        });
-        let flat = block::flatten(terms);
+    fn blocks(&mut self, change: &Change) -> Result<Delta<Block, AtomId>, Need> {
+        let terms = self.view.terms.iter().filter_map(|term| Some((term, self.rules.block(term)?)));
+        let flat = block::flatten(terms, &self.sets.limits)?;
         let mut delta = Delta::default();
         let mut blocks = vec![];
         for (block, terms) in flat {
             let elements: Vec<Element> = terms.into_iter().map(|term| (term, 0)).collect();
             let atom = self.sets.atom(self.rules, &elements);
             self.atoms.add(atom);
-            if self.view.blocks.get(block) != Some(atom) {
+            if change.old_blocks.get(block) != Some(atom) {
                 delta.put.insert(block, self.sets.atoms[atom]);
             }
             blocks.push((block, atom));
         }
-        change.old_blocks = std::mem::replace(&mut self.view.blocks, Prefixes::new(blocks));
+        self.view.blocks = Prefixes::new(blocks);
         for &(block, atom) in change.old_blocks.atoms() {
             self.atoms.sub(atom);
             if self.view.blocks.get(block).is_none() {
                 delta.removed.insert(block);
             }
         }
-        delta
-    }
-
-    fn rows(&mut self, new_sets: &[SetIndex], old_sets: &[SetIndex], patch: &mut Patch) {
-        let uses = std::mem::take(&mut self.atoms);
-        let before = if old_sets.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
-        let (new_atoms, old_atoms) = self.view.atoms.settle(uses);
-        new_atoms.iter().for_each(|&atom| self.sets.atoms.hold(atom));
-        for &set in old_sets {
-            for (_, row) in self.told_rows(set, &before) {
-                self.drop_row(row);
-            }
-            let Whole { id, base, .. } = self.sets.whole(set);
-            self.drop_row(base);
-            patch.sets.insert(id, SetDelta::Removed);
-        }
-        if !(new_atoms.is_empty() && old_atoms.is_empty()) {
-            let [new, old] = [&new_atoms, &old_atoms].map(|atoms| self.by_term(atoms.iter().copied()));
-            let terms = new.iter().chain(&old).map(|((term, _), _)| *term);
-            let sets = sorted(terms.flat_map(|term| self.view.terms.users(term)).collect());
-            for set in sets.into_iter().filter(|set| new_sets.binary_search(set).is_err()) {
-                let delta = self.change_rows(set, &new, &old);
-                if !delta.is_empty() {
-                    patch.sets.insert(self.sets.whole(set).id, SetDelta::Rows(delta));
-                }
-            }
-        }
-        let atoms = if new_sets.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
-        for &set in new_sets {
-            let Whole { id, direction, base } = self.sets.whole(set);
-            self.take_row(base);
-            let content = view::Set {
-                direction,
-                base: self.sets.said(base).clone(),
-                rows: self.change_rows(set, &atoms, &vec![]).put,
-            };
-            patch.sets.insert(id, SetDelta::New(content));
-        }
-        old_atoms.iter().for_each(|&atom| self.sets.atoms.release(atom));
-    }
-
-    fn by_term(&self, atoms: impl Iterator<Item = AtomIndex>) -> ByTerm {
-        let mut by_term: ByTerm = atoms
-            .flat_map(|atom| self.sets.atoms.key(atom).iter().map(move |&element| (element, atom)))
-            .collect();
-        by_term.sort_unstable();
-        by_term
-    }
-
-    /// Adds a set's rows for atoms that came, and removes those for atoms that went.
-    fn change_rows(&mut self, set: SetIndex, new: &ByTerm, old: &ByTerm) -> Delta<AtomId, Row> {
-        let mut delta = Delta::default();
-        for (atom, row) in self.told_rows(set, old) {
-            self.drop_row(row);
-            delta.removed.insert(self.sets.atoms[atom]);
-        }
-        let told = self.told_rows(set, new);
-        let mut put = Vec::with_capacity(told.len());
-        for (atom, row) in told {
-            self.take_row(row);
-            put.push((self.sets.atoms[atom], self.sets.said(row).clone()));
-        }
-        delta.put = put.into_iter().collect();
-        delta
-    }
-
-    /// A set's rows for these atoms, where they say something else than its base row.
-    fn told_rows(&mut self, set: SetIndex, atoms: &ByTerm) -> Vec<(AtomIndex, RowIndex)> {
-        let terms = &self.sets.sets[set].terms;
-        let mut matching: Vec<(AtomIndex, Element)> = vec![];
-        if terms.len() < atoms.len() {
-            for term in terms {
-                let first = atoms.partition_point(|((other, _), _)| other < term);
-                let same = atoms[first..].iter().take_while(|((other, _), _)| other == term);
-                matching.extend(same.map(|&(element, atom)| (atom, element)));
-            }
-        } else {
-            let used = atoms.iter().filter(|((term, _), _)| terms.binary_search(term).is_ok());
-            matching.extend(used.map(|&(element, atom)| (atom, element)));
-        }
-        matching.sort_unstable();
-        let (mut told, mut elements) = (vec![], vec![]);
-        for same in matching.chunk_by(|(one, _), (other, _)| one == other) {
-            elements.clear();
-            elements.extend(same.iter().map(|&(_, element)| element));
-            if let Some(row) = self.sets.row(self.rules, set, &elements) {
-                told.push((same[0].0, row));
-            }
-        }
-        told
-    }
-
-    fn take_row(&mut self, row: RowIndex) {
-        self.sets.rows.hold(row);
-        self.sets.named(row).iter().for_each(|&attribution| self.attributions.add(attribution));
-    }
-
-    fn drop_row(&mut self, row: RowIndex) {
-        self.sets.named(row).iter().for_each(|&attribution| self.attributions.sub(attribution));
-        self.sets.rows.release(row);
+        Ok(delta)
     }
 
     /// Follows the lists that rows name to the lists that those are made of.
@@ -244,16 +176,16 @@ impl Refresh<'_> {
         let mut before = BTreeMap::<AttributionIndex, bool>::new();
         let mut uses = std::mem::take(&mut self.attributions);
         loop {
-            let (came, went) = self.view.attributions.settle(uses);
-            if came.is_empty() && went.is_empty() {
+            let turnover = self.view.attributions.settle(&mut uses);
+            if turnover.is_empty() {
                 break;
             }
             uses = Uses::default();
-            for &list in &came {
+            for &list in &turnover.came {
                 before.entry(list).or_insert(false);
                 self.sets.attributions.key(list).children().for_each(|part| uses.add(part));
             }
-            for &list in &went {
+            for &list in &turnover.went {
                 before.entry(list).or_insert(true);
                 self.sets.attributions.key(list).children().for_each(|part| uses.sub(part));
             }
@@ -276,13 +208,8 @@ impl Refresh<'_> {
                 self.cluster.route(group, self.node, false);
             }
         }
-        let atoms = self.by_term(self.view.atoms.things());
-        for set in self.view.sets.things().collect::<Vec<_>>() {
-            let base = self.sets.whole(set).base;
-            let rows = self.told_rows(set, &atoms);
-            rows.into_iter().map(|(_, row)| row).chain([base]).for_each(|row| self.sets.rows.release(row));
-            self.sets.sets.release(set);
-        }
+        self.release_rows();
         self.view.atoms.things().for_each(|atom| self.sets.atoms.release(atom));
+        self.view.open(self.cluster, self.sets);
     }
 }

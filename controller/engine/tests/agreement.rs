@@ -5,10 +5,10 @@ mod random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use durward_engine::object::{Event, Key};
+use durward_engine::object::{Event, Key, Pod, Policy, Rules, Spec};
 use durward_engine::oracle::{Cluster, Packet};
 use durward_engine::{Engine, Fault, Limits, Outcome, Sizes};
-use durward_proto::{Direction, NodeView, PortKey};
+use durward_proto::{Attribution, Direction, NodeView, PortKey, Row, Verdict};
 use proptest::prelude::*;
 
 type Views = BTreeMap<Arc<str>, NodeView>;
@@ -161,6 +161,150 @@ fn history_does_not_matter() {
             Ok(())
         },
     );
+}
+
+/// So little of one thing that most clusters need more.
+fn limits() -> impl Strategy<Value = Limits> {
+    let all = Limits::default();
+    prop_oneof![
+        (0..8_usize).prop_map(move |addresses_per_node| Limits { addresses_per_node, ..all }),
+        (0..6_usize).prop_map(move |blocks_per_node| Limits { blocks_per_node, ..all }),
+        (0..8_usize).prop_map(move |atoms_per_node| Limits { atoms_per_node, ..all }),
+        (0..12_usize).prop_map(move |matches_per_node| Limits { matches_per_node, ..all }),
+        (0..8_usize).prop_map(move |rows_per_node| Limits { rows_per_node, ..all }),
+        (0..8_usize).prop_map(move |ports_per_node| Limits { ports_per_node, ..all }),
+        (0..8_usize).prop_map(move |mentions_per_node| Limits { mentions_per_node, ..all }),
+    ]
+}
+
+#[test]
+fn on_a_node_without_room_pods_are_judged_exactly_or_closed() {
+    let history = (limits(), prop::collection::vec((step(), 0..3_usize), 1..8));
+    random::check(
+        2_000,
+        history,
+        |(limits, steps)| {
+            let steps: Vec<_> = steps.iter().map(|(step, _)| step.clone()).collect();
+            format!("# {limits:?}, some reconsidered\n{}", print(&steps))
+        },
+        |(limits, steps)| {
+            let mut engine = Engine::new(limits);
+            let (mut told, mut faults, mut so_far) = (Views::new(), BTreeMap::new(), vec![]);
+            for (Step { node, events, .. }, reconsidered) in steps {
+                if let Some(node) = node {
+                    match told.remove(node) {
+                        Some(_) => engine.unsubscribe(node),
+                        None => drop(told.insert(node.into(), engine.subscribe(node))),
+                    }
+                }
+                so_far.extend(events.clone());
+                hear(&mut told, &mut faults, engine.apply(events))?;
+                for _ in 0..reconsidered {
+                    hear(&mut told, &mut faults, engine.reconsider())?;
+                }
+                let cluster = cluster(&so_far);
+                for (node, view) in &told {
+                    prop_assert_eq!(view.check(), Ok(()));
+                    nothing_superfluous(view)?;
+                    prop_assert!(fits(view, &limits), "{} holds more than {:?}", node, limits);
+                    exact_or_closed(&cluster, node, view)?;
+                }
+            }
+            // Once all nodes have been tried again, who is closed must be, and is told why.
+            let all: Vec<_> = told.keys().cloned().collect();
+            for _ in &all {
+                hear(&mut told, &mut faults, engine.reconsider())?;
+            }
+            let cluster = cluster(&so_far);
+            let (mut free, _) = from_state(&cluster);
+            for (node, view) in &told {
+                let closed = exact_or_closed(&cluster, node, view)?;
+                let named = |namespace: &&Arc<str>| faults.keys().any(|key| key.namespace == **namespace);
+                prop_assert!(closed.iter().all(|namespace| named(&namespace)), "nothing says why");
+                let free = free.subscribe(node);
+                // How much there is of the others is not all seen in a view.
+                let Limits { addresses_per_node, blocks_per_node, atoms_per_node, .. } = limits;
+                let seen = [addresses_per_node, blocks_per_node, atoms_per_node].iter().any(|n| *n < 100);
+                prop_assert!(
+                    !seen || closed.is_empty() || !fits(&free, &limits),
+                    "{:?} closed on {}",
+                    closed,
+                    node
+                );
+            }
+            hear(&mut told, &mut faults, engine.apply(cluster.pods.into_keys().map(Event::PodGone)))?;
+            hear(&mut told, &mut faults, engine.apply(cluster.policies.into_keys().map(Event::PolicyGone)))?;
+            prop_assert_eq!(&faults, &BTreeMap::new());
+            all.iter().for_each(|node| engine.unsubscribe(node));
+            engine.apply(cluster.namespaces.into_keys().map(Event::NamespaceGone));
+            prop_assert_eq!(engine.sizes(), Sizes::default());
+            Ok(())
+        },
+    );
+}
+
+/// Whether a view holds no more than it may, as far as it can be seen there.
+fn fits(view: &NodeView, limits: &Limits) -> bool {
+    let atoms: BTreeSet<_> = view.addresses.values().chain(view.blocks.values()).collect();
+    let rows: usize = view.sets.values().map(|set| set.rows.len()).sum();
+    let list = |row: &Row, verdict| -> BTreeSet<Attribution> {
+        let steps = row.steps().iter().filter(|step| step.act.verdict == verdict);
+        steps.map(|step| view.attribution(step.act.attribution).expect("a whole list")).collect()
+    };
+    let mentions = |set: &durward_proto::Set| -> usize {
+        let rows = || set.rows.values().chain([&set.base]);
+        // All policies of the set; if it denies nothing, that cannot be told.
+        let Some(all) = rows().flat_map(|row| list(row, Verdict::Deny)).next() else { return 0 };
+        let permitting = rows().flat_map(|row| list(row, Verdict::Allow));
+        permitting.filter(|list| *list != all).map(|list| list.0.len()).sum()
+    };
+    view.addresses.len() <= limits.addresses_per_node
+        && view.blocks.len() <= limits.blocks_per_node
+        && atoms.len() <= limits.atoms_per_node
+        && rows <= limits.rows_per_node
+        && view.sets.values().map(mentions).sum::<usize>() <= limits.mentions_per_node
+}
+
+/// That each of the node's pods is judged as the policies say or, with all of its namespace's, as they
+/// would say without rules. Gives the namespaces that are.
+fn exact_or_closed(
+    cluster: &Cluster,
+    node: &str,
+    view: &NodeView,
+) -> Result<BTreeSet<Arc<str>>, TestCaseError> {
+    let (remotes, keys) = (random::remotes(cluster), random::keys(cluster));
+    let without_rules = without_rules(cluster.clone());
+    let agrees = |subject: &Pod, with: &Cluster| {
+        let ends = remotes.iter().flat_map(|&remote| Direction::BOTH.map(|direction| (remote, direction)));
+        let packets = ends.flat_map(|(remote, direction)| {
+            keys.iter().map(move |&(protocol, port)| Packet { direction, remote, protocol, port })
+        });
+        packets.into_iter().all(|packet| {
+            let Packet { direction, remote, protocol, port } = packet;
+            let said = view.act(&subject.uid, direction, remote, PortKey::new(protocol, port)).map(|act| {
+                let list = view.attribution(act.attribution).expect("a whole list");
+                (act.verdict, list.0.iter().cloned().collect())
+            });
+            said == with.judge(subject, &packet)
+        })
+    };
+    let own = || cluster.pods.values().filter(|pod| pod.node.as_deref() == Some(node));
+    let closed: BTreeSet<Arc<str>> =
+        own().filter(|pod| !agrees(pod, cluster)).map(|pod| pod.key.namespace.clone()).collect();
+    for pod in own().filter(|pod| closed.contains(&pod.key.namespace)) {
+        prop_assert!(agrees(pod, &without_rules), "{} on {} is neither judged nor closed", pod.key, node);
+    }
+    Ok(closed)
+}
+
+/// All that isolates pods, and permits nothing.
+fn without_rules(mut cluster: Cluster) -> Cluster {
+    for Policy { spec, .. } in cluster.policies.values_mut() {
+        if let Spec::Readable(Rules { ingress, egress, .. }) = spec {
+            ingress.iter_mut().chain(egress).for_each(Vec::clear);
+        }
+    }
+    cluster
 }
 
 /// Takes what came out of the engine; nothing of it may be superfluous.

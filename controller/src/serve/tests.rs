@@ -1,14 +1,16 @@
 //! The service as a node sees it, over a real connection on loopback. Does IO.
 
 use std::future::pending;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use durward_engine::Detail;
 use durward_engine::object::{Event, Key, Pod};
+use durward_engine::sample::{block, ingress, rule};
 use durward_proto::wire::control_client::ControlClient;
 use durward_proto::wire::{FromNode, Hello, from_node};
-use durward_proto::{Identity, LateAttach, LogMode, Logging, NodeView, PodName, ToNode, Version};
+use durward_proto::{Direction, Identity, LateAttach, LogMode, Logging, NodeView, PodName, PortKey, ToNode};
+use durward_proto::{Verdict, Version};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +18,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use super::*;
-use crate::event::{Notice, Notices};
+use crate::event::{Notice, Notices, Severity};
 use crate::health::Health;
 use crate::identity::PodIdentity;
 use crate::logging::Progress;
@@ -384,6 +386,40 @@ async fn streams_end_when_the_controller_does_and_when_the_node_is_gone() {
     assert_eq!(second.refused().await.code(), Code::Unavailable);
     controller.stop.take().unwrap().send(()).unwrap();
     assert_eq!(first.refused().await.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn an_event_names_the_policy_for_which_a_node_has_no_room_until_it_has() {
+    let mut controller = Controller::start().await;
+    let mut node = controller.node(None).await;
+    node.open().await;
+    controller.tell([Change::Engine(Event::Pod(pod(1, 0)))]).await;
+    let remote = |n: u32, i: u32| IpAddr::from((0x0b00_0000 + n * 0x1_0000 + i).to_be_bytes());
+    let policies = (0..14).map(|n| {
+        let peers = (0..5_000).map(|i| block(&format!("{}/32", remote(n, i)), &[]));
+        ingress(&format!("shop/blocks-{n:02}"), "", [rule(peers, [])])
+    });
+    let changes = policies.map(|policy| {
+        let uid = format!("uid of {}", policy.key).into();
+        Change::Policy(policy, uid)
+    });
+    controller.tell(changes).await;
+    let notice = soon(controller.notices.recv()).await.unwrap();
+    assert_eq!((notice.severity, notice.reason), (Severity::Warning, "PolicyFailsClosed"));
+    assert_eq!(notice.regarding.uid.as_deref(), Some("uid of shop/blocks-00"));
+    assert!(notice.note.contains("node node-1 would need more than 65536 prefixes"), "{}", notice.note);
+    assert_eq!(controller.metrics.policies_failing_closed.get(), 1);
+    // What is left fits; nothing but time tells the controller to try it.
+    let others = (1..14).map(|n| Event::PolicyGone(Key::new("shop", format!("blocks-{n:02}"))));
+    controller.tell(others.map(Change::Engine)).await;
+    let allows = |node: &Node| {
+        let act = node.view.act(&"uid-1".into(), Direction::Ingress, remote(0, 7), PortKey::new(6, 80));
+        act.is_some_and(|act| act.verdict == Verdict::Allow && node.view.blocks.len() == 5_000)
+    };
+    while !allows(&node) {
+        node.hear().await.unwrap();
+    }
+    until("the fault is withdrawn", || controller.metrics.policies_failing_closed.get() == 0).await;
 }
 
 #[test]

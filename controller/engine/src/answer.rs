@@ -1,0 +1,246 @@
+//! What a node's sets say of its atoms: rows come and go. Pure.
+//!
+//! First it is worked out which rows come and go, and stopped as soon as the node could not hold them.
+//! Only then are they taken, dropped and told.
+
+use std::convert::Infallible;
+
+use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
+
+use crate::cluster::sorted;
+use crate::elements::Element;
+use crate::limit::{Load, Need};
+use crate::set::Whole;
+use crate::shed::Closing;
+use crate::table::{AtomIndex, RowIndex, SetIndex, TermId};
+use crate::tally::Turnover;
+use crate::view::Refresh;
+
+/// Atoms by the terms that their addresses match, sorted.
+pub(crate) type ByTerm = Vec<(Element, AtomIndex)>;
+
+/// A set's rows that are told, with their atoms.
+type Told = Vec<(AtomIndex, RowIndex)>;
+
+/// What changes of the rows of sets.
+#[derive(Default)]
+struct Answers {
+    went: Vec<(SetIndex, Told)>,
+    /// Of sets that stay: rows that come, and rows that go.
+    stay: Vec<(SetIndex, Told, Told)>,
+    came: Vec<(SetIndex, Told)>,
+    /// What the node's rows take then.
+    load: Load,
+}
+
+impl Refresh<'_> {
+    /// Brings the rows up to date, if the node can hold them. Otherwise nothing has happened, and what is to
+    /// be closed comes out of it.
+    pub(crate) fn rows(&mut self, sets: &Turnover<SetIndex>, patch: &mut Patch) -> Result<(), Closing> {
+        let before = if sets.went.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
+        let mut uses = std::mem::take(&mut self.atoms);
+        let atoms = self.view.atoms.settle(&mut uses);
+        let entries = self.view.entries.saturating_add_signed(uses.sum());
+        let [came, went] = [&atoms.came, &atoms.went].map(|atoms| self.matches_of(atoms));
+        let matches = self.view.matches + came - went;
+        let answers = self.fits(entries, matches).and_then(|()| self.answers(sets, &atoms, &before));
+        match answers {
+            Ok(answers) => {
+                (self.view.entries, self.view.matches) = (entries, matches);
+                self.view.load = answers.load;
+                atoms.came.iter().for_each(|&atom| self.sets.atoms.hold(atom));
+                self.tell_rows(answers, patch);
+                atoms.went.iter().for_each(|&atom| self.sets.atoms.release(atom));
+                Ok(())
+            }
+            Err(need) => {
+                let closing = self.choose(need);
+                uses.reverse();
+                self.view.atoms.settle(&mut uses);
+                Err(closing)
+            }
+        }
+    }
+
+    /// Whether the node can hold what its rules match.
+    fn fits(&self, entries: usize, matches: usize) -> Result<(), Need> {
+        let limits = &self.sets.limits;
+        let counts = [
+            (Need::Addresses, entries - self.view.blocks.atoms().len()),
+            (Need::Atoms, self.view.atoms.len()),
+            (Need::Matches, matches),
+        ];
+        let over = counts.into_iter().find(|(need, found)| *found > need.of(limits).1);
+        over.map_or(Ok(()), |(need, _)| Err(need))
+    }
+
+    fn matches_of(&self, atoms: &[AtomIndex]) -> usize {
+        atoms.iter().map(|&atom| self.sets.atoms.key(atom).len()).sum()
+    }
+
+    fn answers(
+        &mut self,
+        sets: &Turnover<SetIndex>,
+        atoms: &Turnover<AtomIndex>,
+        before: &ByTerm,
+    ) -> Result<Answers, Need> {
+        let mut answers = Answers { load: self.view.load, ..Answers::default() };
+        for &set in &sets.went {
+            answers.load -= self.base_load(set);
+            let went = self.known_rows(set, before, &mut answers.load);
+            answers.went.push((set, went));
+        }
+        if !atoms.is_empty() {
+            let [came, went] = [&atoms.came, &atoms.went].map(|atoms| self.by_term(atoms.iter().copied()));
+            let terms = came.iter().chain(&went).map(|((term, _), _)| *term);
+            let mut stay = sorted(terms.flat_map(|term| self.view.terms.users(term)).collect());
+            stay.retain(|set| sets.came.binary_search(set).is_err());
+            // What goes makes room for what comes.
+            for set in stay {
+                let went = self.known_rows(set, &went, &mut answers.load);
+                answers.stay.push((set, vec![], went));
+            }
+            for (set, told, _) in &mut answers.stay {
+                *told = self.new_rows(*set, &came, &mut answers.load)?;
+            }
+        }
+        let all = if sets.came.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
+        for &set in &sets.came {
+            answers.load += self.base_load(set);
+            let came = self.new_rows(set, &all, &mut answers.load)?;
+            answers.came.push((set, came));
+        }
+        self.sets.limits.over(&answers.load).map_or(Ok(answers), Err)
+    }
+
+    pub(crate) fn base_load(&self, set: SetIndex) -> Load {
+        let base = self.sets.whole(set).base;
+        Load { rows: 0, ..self.sets.load(set, base) }
+    }
+
+    /// A set's rows for these atoms, which are there; what they take is taken from the load.
+    fn known_rows(&mut self, set: SetIndex, atoms: &ByTerm, load: &mut Load) -> Told {
+        let take = |row| {
+            *load -= row;
+            Ok::<_, Infallible>(())
+        };
+        let Ok(told) = self.told_rows(set, atoms, take);
+        told
+    }
+
+    /// A set's rows for these atoms, as long as the load is not too much.
+    pub(crate) fn new_rows(&mut self, set: SetIndex, atoms: &ByTerm, load: &mut Load) -> Result<Told, Need> {
+        let limits = self.sets.limits;
+        let add = |row| {
+            *load += row;
+            limits.over(load).map_or(Ok(()), Err)
+        };
+        self.told_rows(set, atoms, add)
+    }
+
+    /// A set's rows for these atoms, where they say something else than its base row. What each takes is
+    /// counted: also of those that say the same, for there might be very many to find that out of.
+    fn told_rows<E>(
+        &mut self,
+        set: SetIndex,
+        atoms: &ByTerm,
+        mut count: impl FnMut(Load) -> Result<(), E>,
+    ) -> Result<Told, E> {
+        let (mut told, mut elements) = (vec![], vec![]);
+        let matching = matching(&self.sets.sets[set].terms, atoms);
+        for same in matching.chunk_by(|(one, _), (other, _)| one == other) {
+            elements.clear();
+            elements.extend(same.iter().map(|&(_, element)| element));
+            let row = self.sets.row(self.rules, set, &elements);
+            count(self.sets.load(set, row))?;
+            if self.sets.is_told(set, row) {
+                told.push((same[0].0, row));
+            }
+        }
+        Ok(told)
+    }
+
+    fn tell_rows(&mut self, answers: Answers, patch: &mut Patch) {
+        let Answers { went, stay, came, load: _ } = answers;
+        for (set, rows) in went {
+            let Whole { id, base, .. } = self.sets.whole(set);
+            rows.into_iter().map(|(_, row)| row).chain([base]).for_each(|row| self.drop_row(row));
+            patch.sets.insert(id, SetDelta::Removed);
+        }
+        for (set, came, went) in stay {
+            let delta = self.change_rows(came, went);
+            if !delta.is_empty() {
+                patch.sets.insert(self.sets.whole(set).id, SetDelta::Rows(delta));
+            }
+        }
+        for (set, rows) in came {
+            let Whole { id, direction, base } = self.sets.whole(set);
+            self.take_row(base);
+            let base = self.sets.said(base).clone();
+            let content = view::Set { direction, base, rows: self.change_rows(rows, vec![]).put };
+            patch.sets.insert(id, SetDelta::New(content));
+        }
+    }
+
+    /// Adds rows for atoms that came, and removes those for atoms that went.
+    fn change_rows(&mut self, came: Told, went: Told) -> Delta<AtomId, Row> {
+        let mut delta = Delta::default();
+        for (atom, row) in went {
+            self.drop_row(row);
+            delta.removed.insert(self.sets.atoms[atom]);
+        }
+        let mut put = Vec::with_capacity(came.len());
+        for (atom, row) in came {
+            self.take_row(row);
+            put.push((self.sets.atoms[atom], self.sets.said(row).clone()));
+        }
+        delta.put = put.into_iter().collect();
+        delta
+    }
+
+    fn take_row(&mut self, row: RowIndex) {
+        self.sets.rows.hold(row);
+        self.sets.named(row).iter().for_each(|&attribution| self.attributions.add(attribution));
+    }
+
+    fn drop_row(&mut self, row: RowIndex) {
+        self.sets.named(row).iter().for_each(|&attribution| self.attributions.sub(attribution));
+        self.sets.rows.release(row);
+    }
+
+    pub(crate) fn by_term(&self, atoms: impl Iterator<Item = AtomIndex>) -> ByTerm {
+        let mut by_term: ByTerm = atoms
+            .flat_map(|atom| self.sets.atoms.key(atom).iter().map(move |&element| (element, atom)))
+            .collect();
+        by_term.sort_unstable();
+        by_term
+    }
+
+    /// Nobody is interested in the node any more: lets go of its sets and of their rows.
+    pub(crate) fn release_rows(&mut self) {
+        let (atoms, mut load) = (self.by_term(self.view.atoms.things()), self.view.load);
+        for set in self.view.sets.things().collect::<Vec<_>>() {
+            let base = self.sets.whole(set).base;
+            let rows = self.known_rows(set, &atoms, &mut load);
+            rows.into_iter().map(|(_, row)| row).chain([base]).for_each(|row| self.sets.rows.release(row));
+            self.sets.sets.release(set);
+        }
+    }
+}
+
+/// What of these terms (sorted) the atoms match, sorted.
+pub(crate) fn matching(terms: &[TermId], atoms: &ByTerm) -> Vec<(AtomIndex, Element)> {
+    let mut matching: Vec<(AtomIndex, Element)> = vec![];
+    if terms.len() < atoms.len() {
+        for term in terms {
+            let first = atoms.partition_point(|((other, _), _)| other < term);
+            let same = atoms[first..].iter().take_while(|((other, _), _)| other == term);
+            matching.extend(same.map(|&(element, atom)| (atom, element)));
+        }
+    } else {
+        let used = atoms.iter().filter(|((term, _), _)| terms.binary_search(term).is_ok());
+        matching.extend(used.map(|&(element, atom)| (atom, element)));
+    }
+    matching.sort_unstable();
+    matching
+}
