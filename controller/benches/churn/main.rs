@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use daemon::Daemon;
 use events::Sent;
 use nodes::Latencies;
+use tokio::task::JoinHandle;
 
 /// How many nodes subscribe; the cluster has more.
 const SUBSCRIBERS: usize = 5_000;
@@ -60,6 +61,7 @@ async fn measure() {
         ((daemon.cpu() - cpu).as_secs_f64() / begin.elapsed().as_secs_f64(), daemon.resident_mb("VmRSS"));
     latencies.settle().await;
     assert!(!nodes.iter().any(|node| node.is_finished()), "a node's stream ended");
+    nodes.iter().for_each(JoinHandle::abort);
     latencies.print();
     println!("the daemon has {memory:.0} MB resident before, {grown:.0} after");
     println!(

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use durward_proto::wire::control_client::ControlClient;
-use durward_proto::wire::{FromNode, Hello, ToNode, from_node, to_node};
+use durward_proto::wire::{FromNode, Hello, Patch, ToNode, from_node, to_node};
 use tokio::sync::mpsc::{self, Sender};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
@@ -122,9 +122,8 @@ async fn listen(
         let patch = change.patch.unwrap();
         if counts.load(Ordering::Relaxed) {
             latencies.messages.fetch_add(1, Ordering::Relaxed);
-            let put = patch.put_addresses.iter().map(|put| &put.address);
-            for bytes in put.chain(&patch.removed_addresses) {
-                let Ok(bytes) = <[u8; 4]>::try_from(&bytes[..]) else { continue };
+            for bytes in changed(&patch) {
+                let Ok(bytes) = <[u8; 4]>::try_from(bytes) else { continue };
                 sent.since(IpAddr::V4(Ipv4Addr::from(bytes)))
                     .iter()
                     .for_each(|&since| latencies.count(since));
@@ -132,4 +131,14 @@ async fn listen(
         }
         outbound.send(FromNode { message: change.to.map(from_node::Message::Acked) }).await.unwrap();
     }
+}
+
+/// The addresses of the pods that this change is about. Where the node's own pods come and go, so do the
+/// peers of their policies, which did not change themselves.
+fn changed(patch: &Patch) -> Vec<&[u8]> {
+    if patch.put_pods.is_empty() && patch.removed_pods.is_empty() {
+        let put = patch.put_addresses.iter().map(|put| &*put.address);
+        return put.chain(patch.removed_addresses.iter().map(|address| &**address)).collect();
+    }
+    patch.put_pods.iter().flat_map(|pod| pod.addresses.iter().map(|address| &**address)).collect()
 }
