@@ -39,24 +39,26 @@ enum When {
 /// What an address matches, while it is put together.
 type Matched = SmallVec<[Element; 8]>;
 
-/// Atoms of addresses of one pod only, by its class and the block that holds them: those of late.
+/// A class, and the block that holds addresses of its pods.
+type Where = (ClassId, Option<AtomIndex>, When);
+
+/// Atoms of addresses of one pod only: those of late.
 #[derive(Default)]
-struct Known(SmallVec<[(ClassId, Option<AtomIndex>, When, Option<AtomIndex>); 4]>);
+struct Known(SmallVec<[(Where, Option<AtomIndex>); 4]>);
 
 impl Known {
     /// Beyond that, to look costs more than to work it out.
     const MANY: usize = 16;
 
-    fn get(&self, class: ClassId, block: Option<AtomIndex>, when: When) -> Option<Option<AtomIndex>> {
-        let known = self.0.iter().find(|(c, b, w, _)| (*c, *b, *w) == (class, block, when));
-        known.map(|(.., atom)| *atom)
+    fn get(&self, of: Where) -> Option<Option<AtomIndex>> {
+        self.0.iter().find(|(known, _)| *known == of).map(|(_, atom)| *atom)
     }
 
-    fn put(&mut self, class: ClassId, block: Option<AtomIndex>, when: When, atom: Option<AtomIndex>) {
+    fn put(&mut self, of: Where, atom: Option<AtomIndex>) {
         if self.0.len() == Self::MANY {
             self.0.clear();
         }
-        self.0.push((class, block, when, atom));
+        self.0.push((of, atom));
     }
 }
 
@@ -263,13 +265,13 @@ impl Refresh<'_> {
         when: When,
         known: &mut Known,
     ) -> Option<AtomIndex> {
-        if let Some(atom) = known.get(class, block, when) {
+        if let Some(atom) = known.get((class, block, when)) {
             return atom;
         }
         let mut elements = Matched::new();
         self.elements(change, class, None, when, &mut elements);
         let atom = self.atom(elements, block);
-        known.put(class, block, when, atom);
+        known.put((class, block, when), atom);
         atom
     }
 
