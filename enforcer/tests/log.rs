@@ -14,7 +14,7 @@ use common::controller::Controller;
 use common::eventually;
 use common::node::{Node, Pod};
 use common::traffic::inside;
-use common::views::{isolate, isolate_logged, view};
+use common::views::{isolate, isolate_by_all, isolate_logged, view};
 use durward_proto::{LogMode, NodeView};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -175,6 +175,24 @@ fn an_allowed_connection_is_one_line_across_rotations_and_delegation_lists_who_a
     assert_eq!(ports.len(), 21, "one line each");
     assert!(all.iter().all(|line| line["count"] == 1 && line["src"]["pod_name"] == "pod-4"), "{all:#?}");
     assert!(std::fs::read_dir(node.path("log")).unwrap().count() > 3, "the file was rotated");
+}
+
+#[test]
+fn a_denial_by_very_many_policies_names_each_of_them_in_order() {
+    let (node, [server, rogue, _]) = three_pods();
+    let mut many = view(&[2, 3, 4]);
+    isolate_by_all(&mut many, 2, [&["d", "b"], &["a", "c"]]);
+    many.logging.deny = LogMode::All;
+    let controller = Controller::start(&node, many);
+    let enforcer = node.start(controller.address);
+    enforcer.wait_ready();
+    controller.wait_acked();
+    send(node.pod(rogue), node.pod(server).address, 1, 1);
+    wait_denied(&node, 1);
+    let line = verdicts(&node, "deny").remove(0);
+    let names: Vec<_> =
+        line["isolated_by"].as_array().unwrap().iter().map(|policy| &policy["name"]).collect();
+    assert_eq!(names, ["a", "b", "c", "d"], "{line}");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use durward_proto::{
-    Act, AtomId, Attribution, Digest, Direction, NodeView, Pod, PodUid, Policy, PortKey, Row, Set, SetId,
-    Step, Verdict,
+    Act, AtomId, Attribution, Digest, Direction, NodeView, Pod, PodUid, Policy, PolicyList, PortKey, Row,
+    Set, SetId, Step, Verdict,
 };
 
 use super::node;
@@ -41,6 +41,20 @@ pub fn isolate_logged(view: &mut NodeView, pod: u8, policy: &str, from: &[[u8; 4
     view.sets.insert(set, content);
     view.attributions.insert(attribution.id(), attribution.into());
     view.addresses.extend(from.iter().map(|address| (IpAddr::from(*address), atom)));
+    if let Some(pod) = view.pods.get_mut(&PodUid::from(node::uid(pod).as_str())) {
+        pod.ingress = Some(set);
+    }
+}
+
+/// Lets nobody reach a pod. That is attributed as to very many policies: to a list that is made of others.
+pub fn isolate_by_all(view: &mut NodeView, pod: u8, policies: [&[&str]; 2]) {
+    let policy = |name: &&str| Policy { namespace: "default".into(), name: (*name).into(), logged: false };
+    let parts = policies.map(|names| PolicyList::from(Attribution::new(names.iter().map(policy))));
+    let all = PolicyList::of_parts(parts.iter().map(PolicyList::id));
+    let base = Row::uniform(Act { verdict: Verdict::Deny, attribution: all.id() });
+    let set = SetId(Digest::of("set", policies.concat()));
+    view.sets.insert(set, Set { direction: Direction::Ingress, base, rows: [].into() });
+    view.attributions.extend(parts.into_iter().chain([all]).map(|list| (list.id(), list)));
     if let Some(pod) = view.pods.get_mut(&PodUid::from(node::uid(pod).as_str())) {
         pod.ingress = Some(set);
     }
