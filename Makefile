@@ -61,7 +61,7 @@ bench-controller: setup ## What the controller needs to start in a full cluster;
 	@DURWARD_CONTROLLER=$(CARGO_TARGET_DIR)/release/durward-controller \
 	  cargo bench --profile dev --locked -p durward-e2e --bench controller
 
-# Two programs, whose JSON becomes one line.
+# Three programs, whose JSON becomes one line.
 bench-engine: setup ## What the engine costs, alone and in the daemon while a cluster changes; the last line is JSON
 	@{ cargo bench --quiet --locked -p durward-engine --bench engine --bench memory; \
 	   cargo bench --quiet --locked -p durward-controller --bench churn; } \

@@ -3,7 +3,7 @@
 use durward_proto::{Attribution, AttributionId, PolicyList};
 
 use crate::cluster::sorted;
-use crate::list::{Branch, FAN, LEAF};
+use crate::list::{self, Branch, FAN, LEAF};
 use crate::rules::Rules;
 use crate::set::Sets;
 use crate::table::{AttributionIndex, BodyId, NameId};
@@ -52,7 +52,7 @@ impl Sets {
             return None;
         }
         if count as usize <= LEAF {
-            let names = present().flat_map(|child| self.names_of(child)).collect();
+            let names = present().flat_map(|child| list::items(&self.attributions, child)).collect();
             return Some(self.attribution_to(rules, sorted(names)));
         }
         let branch = Branch::Inner(Box::new(children));
@@ -62,33 +62,5 @@ impl Sets {
         present().for_each(|child| self.attributions.hold(child));
         let list = PolicyList::of_parts(present().map(|child| self.attributions[child].id));
         Some(self.attributions.insert(branch, AttributionState { count, id: list.id(), list }))
-    }
-
-    fn names_of(&self, attribution: AttributionIndex) -> Vec<NameId> {
-        let (mut names, mut left) = (vec![], vec![attribution]);
-        while let Some(attribution) = left.pop() {
-            match self.attributions.key(attribution) {
-                Branch::Leaf(leaf) => names.extend(leaf),
-                Branch::Inner(children) => left.extend(children.iter().copied().flatten()),
-            }
-        }
-        names
-    }
-
-    pub(crate) fn collect_attributions(&mut self, rules: &mut Rules) {
-        loop {
-            let gone = self.attributions.collect();
-            if gone.is_empty() {
-                return;
-            }
-            for (_, branch, _) in gone {
-                match branch {
-                    Branch::Leaf(names) => names.iter().for_each(|&name| rules.names.release(name)),
-                    Branch::Inner(children) => {
-                        children.iter().flatten().for_each(|&child| self.attributions.release(child));
-                    }
-                }
-            }
-        }
     }
 }

@@ -146,11 +146,13 @@ pub(crate) fn flatten<'a>(
     Ok(found)
 }
 
-/// How often each term's block and its holes cover the place that is looked at.
+/// Which terms' blocks cover the place that is looked at, and how many of their holes.
 #[derive(Default)]
 struct Cover {
     blocks: BTreeSet<TermId>,
     holes: BTreeMap<TermId, u32>,
+    /// Those of the blocks of which no hole does: very many may have one.
+    matching: BTreeSet<TermId>,
 }
 
 impl Cover {
@@ -160,6 +162,7 @@ impl Cover {
         } else {
             *self.holes.entry(term).or_default() += 1;
         }
+        self.decide(term);
     }
 
     fn leave(&mut self, (term, block): (TermId, bool)) {
@@ -171,9 +174,18 @@ impl Cover {
                 self.holes.remove(&term);
             }
         }
+        self.decide(term);
+    }
+
+    fn decide(&mut self, term: TermId) {
+        if self.blocks.contains(&term) && !self.holes.contains_key(&term) {
+            self.matching.insert(term);
+        } else {
+            self.matching.remove(&term);
+        }
     }
 
     fn terms(&self) -> Vec<TermId> {
-        self.blocks.iter().copied().filter(|term| !self.holes.contains_key(term)).collect()
+        self.matching.iter().copied().collect()
     }
 }

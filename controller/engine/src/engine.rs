@@ -274,7 +274,7 @@ impl Engine {
             let last = edits.chunk_by(|one, other| one.2 == other.2).filter_map(<[_]>::last);
             let last: Vec<_> = last.map(|&(.., body, comes)| (body, comes)).collect();
             let old = self.cluster.groups[group].subjects[direction as usize];
-            let new = self.rules.edited(old, last);
+            let new = self.rules.edited(old, &last);
             new.into_iter().for_each(|list| self.rules.lists.hold(list));
             old.into_iter().for_each(|list| self.rules.lists.release(list));
             self.cluster.groups[group].subjects[direction as usize] = new;

@@ -5,6 +5,7 @@
 //! bodies are what isolates pods; lists of names are what verdicts are attributed to, and divided
 //! likewise: a branch of the one is a branch of the other.
 
+use std::hash::Hash;
 use std::sync::Arc;
 
 use durward_proto::{Digest, view};
@@ -12,7 +13,7 @@ use durward_proto::{Digest, view};
 use crate::cluster::sorted;
 use crate::object::Protocol;
 use crate::rules::Rules;
-use crate::table::{BodyId, Id, ListId};
+use crate::table::{BodyId, Id, ListId, Table};
 
 /// How many policies a list may have that is not divided.
 pub(crate) const LEAF: usize = 32;
@@ -41,12 +42,35 @@ impl<I: Id, T> Branch<I, T> {
     }
 }
 
+/// All items of a list.
+pub(crate) fn items<I: Id, T: Copy + Eq + Hash, V>(lists: &Table<I, Branch<I, T>, V>, list: I) -> Vec<T> {
+    let (mut items, mut left) = (vec![], vec![list]);
+    while let Some(list) = left.pop() {
+        match lists.key(list) {
+            Branch::Leaf(leaf) => items.extend(leaf),
+            inner => left.extend(inner.children()),
+        }
+    }
+    items
+}
+
+/// Frees the lists that nobody holds any more, and lets go of their items.
+pub(crate) fn collect<I: Id, T: Eq + Hash, V>(
+    lists: &mut Table<I, Branch<I, T>, V>,
+    mut release: impl FnMut(T),
+) {
+    lists.collect_all(|lists, branch, _| match branch {
+        Branch::Leaf(items) => items.into_iter().for_each(&mut release),
+        inner => inner.children().for_each(|child| lists.release(child)),
+    });
+}
+
 /// Where a policy is in long lists: three bits for each level, the lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Path(u64);
+pub(crate) struct Path(u64);
 
 impl Path {
-    fn of(policy: &view::Policy) -> Self {
+    pub(crate) fn of(policy: &view::Policy) -> Self {
         let digest = Digest::of("path", [policy.namespace.as_bytes(), policy.name.as_bytes()]);
         let mut first = [0; 8];
         first.copy_from_slice(&digest.0[..8]);
@@ -58,29 +82,19 @@ impl Path {
     }
 }
 
-/// A body that comes into a list or leaves it.
-type Edit = (Path, BodyId, bool);
+/// A body that comes into a list (true) or leaves it.
+type Edit = (BodyId, bool);
 
 impl Rules {
     /// The list with these bodies put in or taken out; none if it is empty. What is put in may be there,
     /// what is taken out may not be.
-    pub(crate) fn edited(
-        &mut self,
-        list: Option<ListId>,
-        edits: impl IntoIterator<Item = (BodyId, bool)>,
-    ) -> Option<ListId> {
-        let edits: Vec<Edit> = edits.into_iter().map(|(body, comes)| (Path(0), body, comes)).collect();
-        let small = list.is_none_or(|list| self.lists[list].count <= LEAF as u32);
-        if small && edits.len() <= LEAF {
-            return self.edit(list, &edits, 0);
-        }
-        let edits: Vec<Edit> =
-            edits.into_iter().map(|(_, body, comes)| (self.path(body), body, comes)).collect();
-        self.edit(list, &edits, 0)
+    pub(crate) fn edited(&mut self, list: Option<ListId>, edits: &[Edit]) -> Option<ListId> {
+        self.edit(list, edits, 0)
     }
 
-    fn path(&self, body: BodyId) -> Path {
-        Path::of(self.names.key(self.bodies[body].name))
+    /// Into which of the lists that one is divided into a body belongs.
+    fn place(&self, body: BodyId, depth: u32) -> usize {
+        self.names[self.bodies[body].name].at(depth)
     }
 
     fn edit(&mut self, list: Option<ListId>, edits: &[Edit], depth: u32) -> Option<ListId> {
@@ -98,13 +112,14 @@ impl Rules {
             }
         };
         for (at, child) in children.iter_mut().enumerate() {
-            let here: Vec<_> = edits.iter().filter(|(path, ..)| path.at(depth) == at).copied().collect();
+            let here: Vec<_> =
+                edits.iter().filter(|(body, _)| self.place(*body, depth) == at).copied().collect();
             *child = self.edit(*child, &here, depth + 1);
         }
         let count: u32 = children.iter().flatten().map(|&child| self.lists[child].count).sum();
         if count as usize <= LEAF {
-            let items = children.into_iter().flatten().flat_map(|child| self.bodies_of(child)).collect();
-            return self.build(items, depth);
+            let bodies = children.into_iter().flatten().flat_map(|child| items(&self.lists, child)).collect();
+            return self.build(bodies, depth);
         }
         Some(self.list(Branch::Inner(Box::new(children))))
     }
@@ -116,99 +131,52 @@ impl Rules {
         if bodies.len() <= LEAF || depth == DEEPEST {
             return Some(self.list(Branch::Leaf(sorted(bodies).into())));
         }
-        let with_paths = bodies.into_iter().map(|body| (self.path(body), body)).collect();
-        Some(self.divide(with_paths, depth))
-    }
-
-    fn divide(&mut self, bodies: Vec<(Path, BodyId)>, depth: u32) -> ListId {
-        if bodies.len() <= LEAF || depth == DEEPEST {
-            return self
-                .list(Branch::Leaf(sorted(bodies.into_iter().map(|(_, body)| body).collect()).into()));
-        }
         let mut parts = [const { vec![] }; FAN];
-        for (path, body) in bodies {
-            parts[path.at(depth)].push((path, body));
+        for body in bodies {
+            parts[self.place(body, depth)].push(body);
         }
-        let mut children = [None; FAN];
-        for (child, part) in children.iter_mut().zip(parts) {
-            if !part.is_empty() {
-                *child = Some(self.divide(part, depth + 1));
-            }
-        }
-        self.list(Branch::Inner(Box::new(children)))
+        let children = parts.map(|part| self.build(part, depth + 1));
+        Some(self.list(Branch::Inner(Box::new(children))))
     }
 
     fn list(&mut self, branch: Branch<ListId, BodyId>) -> ListId {
         if let Some(list) = self.lists.find(&branch) {
             return list;
         }
-        let mut digests: Vec<Digest> = vec![];
-        let count = match &branch {
+        let (mut digests, mut names, mut count) = (vec![], vec![], 0);
+        let kind = match &branch {
             Branch::Leaf(bodies) => {
-                digests.extend(bodies.iter().map(|&body| *self.bodies.key(body)));
+                count = bodies.len() as u32;
+                for &body in bodies {
+                    self.bodies.hold(body);
+                    digests.push(*self.bodies.key(body));
+                    names.extend(self.bodies[body].rules.iter().flat_map(|rule| rule.names.iter().cloned()));
+                }
                 digests.sort_unstable();
-                bodies.iter().for_each(|&body| self.bodies.hold(body));
-                bodies.len() as u32
+                "policies"
             }
-            Branch::Inner(children) => {
-                digests.extend(children.iter().flatten().map(|&child| self.lists[child].digest));
-                children.iter().flatten().for_each(|&child| self.lists.hold(child));
-                children.iter().flatten().map(|&child| self.lists[child].count).sum()
-            }
-        };
-        let mut names = match &branch {
-            Branch::Leaf(bodies) => bodies
-                .iter()
-                .flat_map(|&body| &self.bodies[body].rules)
-                .flat_map(|rule| rule.names.iter().cloned())
-                .collect(),
-            Branch::Inner(children) => {
-                let names = children.iter().flatten().flat_map(|&child| self.lists[child].names.iter());
-                names.cloned().collect::<Vec<_>>()
+            inner => {
+                for child in inner.children() {
+                    self.lists.hold(child);
+                    let of = &self.lists[child];
+                    count += of.count;
+                    digests.push(of.digest);
+                    names.extend(of.names.iter().cloned());
+                }
+                "lists"
             }
         };
-        names.sort_unstable();
-        names.dedup();
-        let kind = if matches!(branch, Branch::Leaf(_)) { "policies" } else { "lists" };
         let digest = Digest::of(kind, digests.iter().map(|digest| digest.0));
-        self.lists.insert(branch, ListState { count, digest, names: names.into() })
-    }
-
-    /// All bodies of a list.
-    pub(crate) fn bodies_of(&self, list: ListId) -> Vec<BodyId> {
-        let (mut bodies, mut left) = (vec![], vec![list]);
-        while let Some(list) = left.pop() {
-            match self.lists.key(list) {
-                Branch::Leaf(leaf) => bodies.extend(leaf),
-                Branch::Inner(children) => left.extend(children.iter().copied().flatten()),
-            }
-        }
-        bodies
+        self.lists.insert(branch, ListState { count, digest, names: sorted(names).into() })
     }
 
     /// The list of all bodies of some lists, no two of which have one in common.
     pub(crate) fn union(&mut self, lists: &[ListId]) -> Option<ListId> {
         let largest = *lists.iter().max_by_key(|&&list| self.lists[list].count)?;
         let others = lists.iter().filter(|&&list| list != largest);
-        let others: Vec<_> = others.flat_map(|&list| self.bodies_of(list)).collect();
-        self.edited(Some(largest), others.into_iter().map(|body| (body, true)))
-    }
-
-    pub(crate) fn collect_lists(&mut self) {
-        loop {
-            let gone = self.lists.collect();
-            if gone.is_empty() {
-                return;
-            }
-            for (_, branch, _) in gone {
-                match branch {
-                    Branch::Leaf(bodies) => bodies.iter().for_each(|&body| self.bodies.release(body)),
-                    Branch::Inner(children) => {
-                        children.iter().flatten().for_each(|&child| self.lists.release(child));
-                    }
-                }
-            }
-        }
+        let others: Vec<_> =
+            others.flat_map(|&list| items(&self.lists, list)).map(|body| (body, true)).collect();
+        self.edited(Some(largest), &others)
     }
 }
 
@@ -223,8 +191,8 @@ pub(crate) struct ListState {
 }
 
 fn edit_all(mut items: Vec<BodyId>, edits: &[Edit]) -> Vec<BodyId> {
-    let gone: Vec<_> = sorted(edits.iter().filter(|(.., comes)| !comes).map(|&(_, body, _)| body).collect());
+    let gone = sorted(edits.iter().filter(|(_, comes)| !comes).map(|&(body, _)| body).collect());
     items.retain(|body| gone.binary_search(body).is_err());
-    items.extend(edits.iter().filter(|(.., comes)| *comes).map(|&(_, body, _)| body));
+    items.extend(edits.iter().filter(|(_, comes)| *comes).map(|&(body, _)| body));
     sorted(items)
 }

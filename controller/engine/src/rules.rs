@@ -6,7 +6,7 @@ use durward_proto::{Block, Digest, Digester, Direction, PortKey, view};
 
 use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
-use crate::list::{Branch, ListState};
+use crate::list::{self, Branch, ListState, Path};
 use crate::object::{Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
 use crate::table::{BodyId, GroupId, ListId, NameId, NamespaceId, Table, TermId};
 use crate::{Fault, Limits};
@@ -53,7 +53,8 @@ pub(crate) struct Enforced {
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     pub(crate) terms: Table<TermId, Term, Digest>,
-    pub(crate) names: Table<NameId, view::Policy, ()>,
+    /// With where each is in long lists.
+    pub(crate) names: Table<NameId, view::Policy, Path>,
     /// By the digest of their content.
     pub(crate) bodies: Table<BodyId, Digest, Body>,
     /// Lists of them: what isolates pods.
@@ -95,7 +96,8 @@ impl Rules {
         if let Some(body) = self.bodies.find(&digest) {
             return body;
         }
-        let name = self.names.find(policy).unwrap_or_else(|| self.names.insert(policy.clone(), ()));
+        let name =
+            self.names.find(policy).unwrap_or_else(|| self.names.insert(policy.clone(), Path::of(policy)));
         self.names.hold(name);
         rules.iter().flat_map(terms_of).for_each(|term| self.terms.hold(term));
         self.bodies.insert(digest, Body { name, rules })
@@ -225,7 +227,7 @@ impl Rules {
 
     /// Frees what nobody holds any more, and lets go of what that held.
     pub(crate) fn collect(&mut self, cluster: &mut Cluster) {
-        self.collect_lists();
+        list::collect(&mut self.lists, |body| self.bodies.release(body));
         for (_, _, body) in self.bodies.collect() {
             body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));
             self.names.release(body.name);

@@ -8,7 +8,7 @@ use crate::attribution::AttributionState;
 use crate::cluster::sorted;
 use crate::elements::{Asked, Element, Elements, Of};
 use crate::limit::{Load, pages};
-use crate::list::{Branch, FAN};
+use crate::list::{self, Branch, FAN};
 use crate::object::{Key, NamedPort};
 use crate::row::{Grant, Part, RowState};
 use crate::rules::Rules;
@@ -277,7 +277,14 @@ impl Sets {
     /// Frees what nobody holds any more, and lets go of what that held. Says whether sets are among it.
     pub(crate) fn collect(&mut self, rules: &mut Rules) -> bool {
         let sets = self.sets.len();
-        self.collect_sets(rules);
+        self.sets.collect_all(|sets, key, set| {
+            rules.lists.release(key.list);
+            set.denied.into_iter().for_each(|denied| self.attributions.release(denied));
+            set.whole.into_iter().for_each(|whole| self.rows.release(whole.base));
+            if let Kind::Inner(children) = set.kind {
+                children.into_iter().flatten().for_each(|child| sets.release(child));
+            }
+        });
         let fewer = self.sets.len() < sets;
         for (_, _, row) in self.rows.collect() {
             self.contents.release(row.content);
@@ -287,45 +294,18 @@ impl Sets {
                 self.remove_overflow(policy, &fault);
             }
         }
-        self.collect_parts();
+        self.parts.collect_all(|parts, _, part| {
+            part.parts.iter().for_each(|&part| parts.release(part));
+            part.steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.release(by));
+        });
         for (_, _, attributions) in self.contents.collect() {
             attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
-        self.collect_attributions(rules);
+        list::collect(&mut self.attributions, |name| rules.names.release(name));
         for (_, elements, _) in self.atoms.collect() {
             elements.iter().for_each(|&(term, _)| rules.terms.release(term));
         }
         fewer
-    }
-
-    fn collect_sets(&mut self, rules: &mut Rules) {
-        loop {
-            let gone = self.sets.collect();
-            if gone.is_empty() {
-                return;
-            }
-            for (_, key, set) in gone {
-                rules.lists.release(key.list);
-                set.denied.into_iter().for_each(|denied| self.attributions.release(denied));
-                set.whole.into_iter().for_each(|whole| self.rows.release(whole.base));
-                if let Kind::Inner(children) = set.kind {
-                    children.into_iter().flatten().for_each(|child| self.sets.release(child));
-                }
-            }
-        }
-    }
-
-    fn collect_parts(&mut self) {
-        loop {
-            let gone = self.parts.collect();
-            if gone.is_empty() {
-                return;
-            }
-            for (_, _, part) in gone {
-                part.parts.iter().for_each(|&part| self.parts.release(part));
-                part.steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.release(by));
-            }
-        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::answer::{ByTerm, matching};
 use crate::block::{self, IpBlock};
 use crate::cluster::{Cluster, sorted};
 use crate::limit::{Load, Need};
+use crate::list::items;
 use crate::object::Key;
 use crate::own::Turns;
 use crate::rules::Term;
@@ -201,7 +202,7 @@ impl Refresh<'_> {
     /// name.
     fn loudest(&self, sets: &[SetIndex]) -> Key {
         let lists = sorted(sets.iter().map(|&set| self.sets.sets.key(set).list).collect());
-        let bodies = sorted(lists.into_iter().flat_map(|list| self.rules.bodies_of(list)).collect());
+        let bodies = sorted(lists.into_iter().flat_map(|list| items(&self.rules.lists, list)).collect());
         let mut sizes = HashMap::<GroupId, usize>::new();
         let mut mentions = HashMap::<NameId, usize>::new();
         for body in bodies {

@@ -169,6 +169,17 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
         gone
     }
 
+    /// Takes out everything that nobody holds, and what was held by that only. `let_go` releases what an entry held.
+    pub(crate) fn collect_all(&mut self, mut let_go: impl FnMut(&mut Self, K, V)) {
+        loop {
+            let gone = self.collect();
+            if gone.is_empty() {
+                return;
+            }
+            gone.into_iter().for_each(|(_, key, value)| let_go(self, key, value));
+        }
+    }
+
     pub(crate) fn key(&self, id: I) -> &K {
         &self.slot(id).key
     }

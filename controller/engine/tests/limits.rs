@@ -57,6 +57,15 @@ fn crossing() -> Vec<Policy> {
         .collect()
 }
 
+/// One permits some, and one everybody, very many ports that are no range.
+fn scattered() -> Vec<Policy> {
+    let every_other = |from: u16| (0..60).map(move |n| tcp(from + 2 * n));
+    vec![
+        ingress("evil/scattered", "", [rule([pods("b0")], every_other(1000))]),
+        ingress("evil/open", "", [rule([], every_other(2000))]),
+    ]
+}
+
 /// A limit, policies that are over it, the policy that mentions most, and what the outcome says of it.
 struct Case {
     limits: Limits,
@@ -68,7 +77,6 @@ struct Case {
 
 fn cases() -> Vec<Case> {
     let few = Limits::default();
-    let scattered = |from: u16| (0..60).map(move |n| tcp(from + 2 * n));
     let blocks = |n: usize| block(&format!("10.1.{n}.0/24"), &[&format!("10.1.{n}.128/25")]);
     let nested = |length: u8| block(&format!("11.0.0.0/{length}"), &[]);
     vec![
@@ -128,20 +136,14 @@ fn cases() -> Vec<Case> {
         },
         Case {
             limits: Limits { ports_per_node: 150, ..few },
-            policies: vec![
-                ingress("evil/scattered", "", [rule([pods("b0")], scattered(1000))]),
-                ingress("evil/open", "", [rule([], scattered(2000))]),
-            ],
+            policies: scattered(),
             loudest: "scattered",
             what: "ports of rules",
             limit: 150,
         },
         Case {
             limits: Limits { pages_per_node: 3, ..few },
-            policies: vec![
-                ingress("evil/scattered", "", [rule([pods("b0")], scattered(1000))]),
-                ingress("evil/open", "", [rule([], scattered(2000))]),
-            ],
+            policies: scattered(),
             loudest: "scattered",
             what: "pages of ranges of ports",
             limit: 3,
