@@ -131,7 +131,7 @@ impl Refresh<'_> {
             }
             for member in &self.cluster.classes[class].members {
                 for &address in &*member.addresses {
-                    if self.cluster.shared.contains_key(&address) {
+                    if self.cluster.owners.is_shared(address) {
                         continue;
                     }
                     let here = self.view.blocks.longest(address);
@@ -165,7 +165,7 @@ impl Refresh<'_> {
     /// The addresses of several pods, of the classes that match something.
     fn shared_addresses(&mut self, matches: &[(ClassId, Element)]) -> Vec<(IpAddr, AtomIndex)> {
         let (change, mut known, mut found) = (Change::default(), Known::default(), vec![]);
-        let shared: Vec<_> = self.cluster.shared.keys().copied().collect();
+        let shared: Vec<_> = self.cluster.owners.shared().collect();
         for address in shared {
             let classes = self.cluster.classes_of(address);
             if classes.iter().all(|class| matches.binary_search_by_key(class, |(class, _)| *class).is_err()) {

@@ -4,9 +4,9 @@ use durward_proto::{Attribution, AttributionId, PolicyList};
 
 use crate::cluster::sorted;
 use crate::list::{self, Branch, FAN, LEAF};
-use crate::rules::Rules;
+use crate::rules::{Name, Rules};
 use crate::set::Sets;
-use crate::table::{AttributionIndex, BodyId, NameId};
+use crate::table::{AttributionIndex, BodyId};
 
 /// What is kept of an attribution.
 #[derive(Debug)]
@@ -14,8 +14,12 @@ pub(crate) struct AttributionState {
     /// How many policies it has.
     pub(crate) count: u32,
     pub(crate) id: AttributionId,
-    pub(crate) list: PolicyList,
+    /// What is told of it, if that is not rather put together each time.
+    told: Option<Box<PolicyList>>,
 }
+
+/// Of up to so many policies, which few nodes are told of, no list is kept.
+const FEW: usize = 4;
 
 impl Sets {
     /// The attribution to these policies, which are of one leaf.
@@ -28,16 +32,17 @@ impl Sets {
         self.attribution_to(rules, names)
     }
 
-    fn attribution_to(&mut self, rules: &mut Rules, names: Vec<NameId>) -> AttributionIndex {
+    fn attribution_to(&mut self, rules: &mut Rules, names: Vec<Name>) -> AttributionIndex {
         let branch = Branch::Leaf(names.into());
         if let Some(attribution) = self.attributions.find(&branch) {
             return attribution;
         }
         let Branch::Leaf(names) = &branch else { unreachable!("a leaf was made") };
-        names.iter().for_each(|&name| rules.names.hold(name));
-        let policies = Attribution::new(names.iter().map(|&name| rules.names.key(name).clone()));
-        let (count, id) = (names.len() as u32, policies.id());
-        self.attributions.insert(branch, AttributionState { count, id, list: policies.into() })
+        names.iter().for_each(|name| rules.policies.hold(name.policy));
+        let policies = attribution(rules, names);
+        let (count, id) = (names.len(), policies.id());
+        let told = (count > FEW).then(|| Box::new(policies.into()));
+        self.attributions.insert(branch, AttributionState { count: count as u32, id, told })
     }
 
     /// The attribution to all policies of these, which are of the branches of one list.
@@ -61,6 +66,20 @@ impl Sets {
         }
         present().for_each(|child| self.attributions.hold(child));
         let list = PolicyList::of_parts(present().map(|child| self.attributions[child].id));
-        Some(self.attributions.insert(branch, AttributionState { count, id: list.id(), list }))
+        let state = AttributionState { count, id: list.id(), told: Some(Box::new(list)) };
+        Some(self.attributions.insert(branch, state))
     }
+
+    /// What is told of an attribution.
+    pub(crate) fn policy_list(&self, rules: &Rules, of: AttributionIndex) -> PolicyList {
+        match (&self.attributions[of].told, self.attributions.key(of)) {
+            (Some(told), _) => (**told).clone(),
+            (None, Branch::Leaf(names)) => attribution(rules, names).into(),
+            (None, Branch::Inner(_)) => unreachable!("what is made of parts is kept"),
+        }
+    }
+}
+
+fn attribution(rules: &Rules, names: &[Name]) -> Attribution {
+    Attribution::new(names.iter().map(|&name| rules.said(name)))
 }

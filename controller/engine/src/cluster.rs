@@ -9,16 +9,35 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use durward_proto::{Direction, PodUid};
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 use smallvec::{Array, SmallVec};
 
-use crate::object::{Key, NamedPort};
+use crate::list::Isolating;
+use crate::object::NamedPort;
+use crate::owner::Owners;
 use crate::selector::{Files, SelectorIndex};
 use crate::table::{
-    ClassId, GroupId, LabelsId, ListId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table,
-    TermId, WordId,
+    ClassId, GroupId, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table, TermId,
+    WordId,
 };
 use crate::words::Words;
+
+/// A pod's namespace and name.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PodKey {
+    pub(crate) namespace: NamespaceId,
+    pub(crate) name: Arc<str>,
+}
+
+/// To look for a [`PodKey`].
+#[derive(Hash)]
+pub(crate) struct PodNamed<'a>(pub(crate) NamespaceId, pub(crate) &'a str);
+
+impl Equivalent<PodKey> for PodNamed<'_> {
+    fn equivalent(&self, key: &PodKey) -> bool {
+        self.0 == key.namespace && *self.1 == *key.name
+    }
+}
 
 /// A pod that is there; pods that policies do not see are not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +46,8 @@ pub(crate) struct Live {
     pub(crate) class: ClassId,
     /// Where it is in its class's `members`.
     pub(crate) slot: u32,
-    pub(crate) config_hash: Option<Arc<str>>,
+    /// Boxed, because only static pods have one.
+    pub(crate) config_hash: Option<Box<Arc<str>>>,
 }
 
 /// Sorted addresses of a pod. Nearly all pods have one, so that it has no box of its own.
@@ -119,7 +139,7 @@ pub(crate) struct Group {
     /// Sorted.
     pub(crate) classes: Few<ClassId>,
     /// Policies that select it as their subjects, by direction.
-    pub(crate) subjects: [Option<ListId>; 2],
+    pub(crate) isolating: [Option<Isolating>; 2],
     /// Terms of rules that mention it as a peer.
     pub(crate) terms: Few<TermId>,
     /// Subscribed nodes whose pods' rules use one of those terms, and how many of them.
@@ -151,14 +171,11 @@ pub(crate) struct Node {
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
     pub(crate) words: Words,
-    pub(crate) pods: Table<PodId, Key, Option<Live>>,
+    pub(crate) pods: Table<PodId, PodKey, Option<Live>>,
     pub(crate) nodes: Table<NodeId, Arc<str>, Node>,
     pub(crate) classes: Table<ClassId, ClassKey, Class>,
     pub(crate) groups: Table<GroupId, (ScopeId, SelectorId), Group>,
-    /// Addresses that one pod has.
-    pub(crate) owners: HashMap<IpAddr, PodId>,
-    /// Addresses that several pods have.
-    pub(crate) shared: HashMap<IpAddr, Vec<PodId>>,
+    pub(crate) owners: Owners,
     /// How many nodes are subscribed. While none is, nothing of before a batch is remembered.
     pub(crate) watching: usize,
     /// Pods that were touched in the batch; none if they were not there before.
@@ -185,9 +202,9 @@ impl Cluster {
     }
 
     /// What selects a class's pods in a direction.
-    pub(crate) fn isolating(&self, class: ClassId, direction: Direction) -> Vec<ListId> {
+    pub(crate) fn isolating(&self, class: ClassId, direction: Direction) -> SmallVec<[Isolating; 8]> {
         let groups = self.classes[class].groups.iter();
-        groups.filter_map(|&group| self.groups[group].subjects[direction as usize]).collect()
+        groups.filter_map(|&group| self.groups[group].isolating[direction as usize]).collect()
     }
 
     pub(crate) fn denies_logged(&self, class: ClassId) -> bool {

@@ -12,7 +12,7 @@ use crate::own::SetPair;
 use crate::rules::{Enforced, Rules};
 use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
-use crate::table::{BodyId, ClassId, GroupId, NodeId, PolicyId, Table};
+use crate::table::{BodyId, ClassId, GroupId, NodeId};
 use crate::tally::Uses;
 use crate::view::{Refresh, View};
 use crate::{Fault, Limits};
@@ -64,8 +64,6 @@ const MANY_PAIRS: usize = 8_192;
 pub struct Engine {
     limits: Limits,
     logging: Logging,
-    /// None for those that are gone.
-    policies: Table<PolicyId, Key, Option<Enforced>>,
     /// What outcomes have said of policies.
     reported: HashMap<Key, Fault>,
     cluster: Cluster,
@@ -87,7 +85,6 @@ impl Engine {
         Self {
             limits,
             logging: Logging::default(),
-            policies: Table::default(),
             reported: HashMap::new(),
             cluster: Cluster::default(),
             rules: Rules::default(),
@@ -158,7 +155,7 @@ impl Engine {
 
     /// What is to be said of a policy, if it was not said before.
     fn report(&mut self, key: Key) -> Option<(Key, Option<Fault>)> {
-        let policy = self.policies.find(&key).and_then(|policy| self.policies[policy].as_ref());
+        let policy = self.rules.policies.find(&key).and_then(|id| self.rules.policies[id].enforced.as_ref());
         let fault = |policy: &Enforced| policy.fault.as_deref().or_else(|| self.sets.overflow(&key)).cloned();
         let now = policy.and_then(fault);
         let before = match &now {
@@ -216,19 +213,18 @@ impl Engine {
     }
 
     fn change_policy(&mut self, key: Key, new: Option<Policy>) {
-        if new.is_none() && self.policies.find(&key).is_none() {
-            return;
-        }
-        let new = new.map(|policy| self.rules.compile(&mut self.cluster, &self.limits, policy));
+        let id = match &new {
+            Some(_) => self.rules.policy(&mut self.cluster, key),
+            None => match self.rules.policies.find(&key) {
+                Some(id) => id,
+                None => return,
+            },
+        };
+        let new = new.map(|policy| self.rules.compile(&mut self.cluster, &self.limits, id, policy));
         if let Some(new) = &new {
             self.hold(new);
         }
-        let id = self.policies.find(&key).unwrap_or_else(|| {
-            let namespace = self.cluster.namespace(&key.namespace);
-            let namespace = self.cluster.namespaces.key(namespace).clone();
-            self.policies.insert(Key { namespace, ..key }, None)
-        });
-        let old = self.policies[id].take();
+        let old = self.rules.policies[id].enforced.take();
         let same = |a: &Enforced, b: &Enforced| (a.subject, a.bodies) == (b.subject, b.bodies);
         let unchanged = matches!((&old, &new), (Some(old), Some(new)) if same(old, new));
         if !unchanged {
@@ -239,15 +235,15 @@ impl Engine {
             subjects.into_iter().for_each(|subject| self.cluster.mark_subjects(subject));
         }
         match (old.is_some(), new.is_some()) {
-            (false, true) => self.policies.hold(id),
-            (true, false) => self.policies.release(id),
+            (false, true) => self.rules.policies.hold(id),
+            (true, false) => self.rules.policies.release(id),
             _ => {}
         }
         if let Some(old) = old {
             self.cluster.groups.release(old.subject);
             old.bodies.into_iter().flatten().for_each(|body| self.rules.bodies.release(body));
         }
-        self.policies[id] = new;
+        self.rules.policies[id].enforced = new;
     }
 
     fn hold(&mut self, policy: &Enforced) {
@@ -273,11 +269,11 @@ impl Engine {
             let (group, direction, ..) = edits[0];
             let last = edits.chunk_by(|one, other| one.2 == other.2).filter_map(<[_]>::last);
             let last: Vec<_> = last.map(|&(.., body, comes)| (body, comes)).collect();
-            let old = self.cluster.groups[group].subjects[direction as usize];
-            let new = self.rules.edited(old, &last);
-            new.into_iter().for_each(|list| self.rules.lists.hold(list));
-            old.into_iter().for_each(|list| self.rules.lists.release(list));
-            self.cluster.groups[group].subjects[direction as usize] = new;
+            let old = self.cluster.groups[group].isolating[direction as usize];
+            let new = self.rules.isolating(old, &last);
+            new.into_iter().for_each(|by| self.rules.hold(by));
+            old.into_iter().for_each(|by| self.rules.release(by));
+            self.cluster.groups[group].isolating[direction as usize] = new;
         }
     }
 
@@ -330,7 +326,7 @@ impl Engine {
         Sizes {
             frontends,
             slices,
-            policies: self.policies.len(),
+            policies: self.rules.policies.len(),
             pods: self.cluster.pods.len(),
             namespaces: self.cluster.namespaces.len(),
             nodes: self.cluster.nodes.len(),
@@ -347,7 +343,6 @@ impl Engine {
         if self.sets.collect(&mut self.rules) {
             self.pairs.clear();
         }
-        self.policies.collect();
         self.rules.collect(&mut self.cluster);
         self.cluster.collect();
     }

@@ -22,6 +22,7 @@ mod list;
 pub mod object;
 pub mod oracle;
 mod own;
+mod owner;
 mod pod;
 mod row;
 mod rules;

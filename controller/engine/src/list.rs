@@ -8,10 +8,10 @@
 use std::hash::Hash;
 use std::sync::Arc;
 
-use durward_proto::{Digest, view};
+use durward_proto::Digest;
 
 use crate::cluster::sorted;
-use crate::object::Protocol;
+use crate::object::{Key, Protocol};
 use crate::rules::Rules;
 use crate::table::{BodyId, Id, ListId, Table};
 
@@ -70,7 +70,7 @@ pub(crate) fn collect<I: Id, T: Eq + Hash, V>(
 pub(crate) struct Path(u64);
 
 impl Path {
-    pub(crate) fn of(policy: &view::Policy) -> Self {
+    pub(crate) fn of(policy: &Key) -> Self {
         let digest = Digest::of("path", [policy.namespace.as_bytes(), policy.name.as_bytes()]);
         let mut first = [0; 8];
         first.copy_from_slice(&digest.0[..8]);
@@ -85,16 +85,59 @@ impl Path {
 /// A body that comes into a list (true) or leaves it.
 type Edit = (BodyId, bool);
 
+/// What isolates a group's pods in a direction. Most groups have one policy, so that it needs no list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Isolating {
+    One(BodyId),
+    More(ListId),
+}
+
 impl Rules {
+    /// What isolates with these bodies put in or taken out; none if nothing does.
+    pub(crate) fn isolating(&mut self, by: Option<Isolating>, edits: &[Edit]) -> Option<Isolating> {
+        let list = match by {
+            Some(Isolating::More(list)) => self.edited(Some(list), edits)?,
+            one => match edit_all(one.into_iter().flat_map(|one| self.bodies_of(one)).collect(), edits) {
+                bodies if bodies.len() > 1 => self.build(bodies, 0)?,
+                bodies => return bodies.first().copied().map(Isolating::One),
+            },
+        };
+        match self.lists.key(list) {
+            Branch::Leaf(bodies) if bodies.len() == 1 => Some(Isolating::One(bodies[0])),
+            _ => Some(Isolating::More(list)),
+        }
+    }
+
+    pub(crate) fn hold(&mut self, by: Isolating) {
+        match by {
+            Isolating::One(body) => self.bodies.hold(body),
+            Isolating::More(list) => self.lists.hold(list),
+        }
+    }
+
+    pub(crate) fn release(&mut self, by: Isolating) {
+        match by {
+            Isolating::One(body) => self.bodies.release(body),
+            Isolating::More(list) => self.lists.release(list),
+        }
+    }
+
+    fn bodies_of(&self, by: Isolating) -> Vec<BodyId> {
+        match by {
+            Isolating::One(body) => vec![body],
+            Isolating::More(list) => items(&self.lists, list),
+        }
+    }
+
     /// The list with these bodies put in or taken out; none if it is empty. What is put in may be there,
     /// what is taken out may not be.
-    pub(crate) fn edited(&mut self, list: Option<ListId>, edits: &[Edit]) -> Option<ListId> {
+    fn edited(&mut self, list: Option<ListId>, edits: &[Edit]) -> Option<ListId> {
         self.edit(list, edits, 0)
     }
 
     /// Into which of the lists that one is divided into a body belongs.
     fn place(&self, body: BodyId, depth: u32) -> usize {
-        self.names[self.bodies[body].name].at(depth)
+        self.policies[self.bodies[body].name.policy].path.at(depth)
     }
 
     fn edit(&mut self, list: Option<ListId>, edits: &[Edit], depth: u32) -> Option<ListId> {
@@ -170,13 +213,16 @@ impl Rules {
         self.lists.insert(branch, ListState { count, digest, names: sorted(names).into() })
     }
 
-    /// The list of all bodies of some lists, no two of which have one in common.
-    pub(crate) fn union(&mut self, lists: &[ListId]) -> Option<ListId> {
-        let largest = *lists.iter().max_by_key(|&&list| self.lists[list].count)?;
-        let others = lists.iter().filter(|&&list| list != largest);
-        let others: Vec<_> =
-            others.flat_map(|&list| items(&self.lists, list)).map(|body| (body, true)).collect();
-        self.edited(Some(largest), &others)
+    /// The list of all bodies that isolate some groups' pods, no two of which have one in common.
+    pub(crate) fn union(&mut self, of: &[Isolating]) -> Option<ListId> {
+        let lists = of.iter().filter_map(|by| match by {
+            Isolating::More(list) => Some(*list),
+            Isolating::One(_) => None,
+        });
+        let largest = lists.max_by_key(|&list| self.lists[list].count);
+        let others = of.iter().filter(|&&by| Some(by) != largest.map(Isolating::More));
+        let others: Vec<_> = others.flat_map(|&by| self.bodies_of(by)).map(|body| (body, true)).collect();
+        self.edited(largest, &others)
     }
 }
 

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use durward_proto::{Direction, Patch, view};
 
-use crate::cluster::{Live, exchange, sorted};
-use crate::object::Key;
+use crate::cluster::{Live, PodKey, exchange, sorted};
 use crate::table::{ClassId, PodId, SetIndex};
 use crate::tally::Uses;
 use crate::view::Refresh;
@@ -168,13 +167,13 @@ impl Refresh<'_> {
 
     fn put(&self, id: PodId, told: &Told, patch: &mut Patch) {
         let Some(live) = &self.cluster.pods[id] else { return };
-        let Key { namespace, name } = self.cluster.pods.key(id).clone();
+        let PodKey { namespace, name } = self.cluster.pods.key(id);
         let [ingress, egress] = told.pair.map(|set| set.map(|set| self.sets.whole(set).id));
         let pod = view::Pod {
-            namespace,
-            name,
+            namespace: self.cluster.namespaces.key(*namespace).clone(),
+            name: name.clone(),
             addresses: self.cluster.member(live).addresses.to_vec(),
-            config_hash: live.config_hash.clone(),
+            config_hash: live.config_hash.as_deref().cloned(),
             ingress,
             egress,
             denies_logged: told.denies_logged,

@@ -8,8 +8,8 @@ use durward_proto::view;
 use smallvec::SmallVec;
 
 use crate::cluster::{
-    Addresses, Before, Class, ClassKey, Classes, Cluster, Few, Live, Member, enter, insert, leave, mark,
-    sorted,
+    Addresses, Before, Class, ClassKey, Classes, Cluster, Few, Live, Member, PodKey, PodNamed, enter, insert,
+    leave, mark, sorted,
 };
 use crate::object::{self, Key, NamedPort};
 use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
@@ -32,13 +32,12 @@ impl Cluster {
         let class = self.class(&key.namespace, labels, ports);
         let addresses = sorted(addresses.into_iter().map(view::canonical).collect()).into();
         let node = node.map(|name| self.node(&name));
-        let found = self.pods.find(&key);
-        let id = found.unwrap_or_else(|| {
-            let namespace = self.namespaces.key(self.classes.key(class).namespace).clone();
-            self.pods.insert(Key { namespace, ..key }, None)
-        });
+        let namespace = self.classes.key(class).namespace;
+        let found = self.pods.find(&PodNamed(namespace, &key.name));
+        let id = found.unwrap_or_else(|| self.pods.insert(PodKey { namespace, name: key.name }, None));
         let slot = self.pods[id].as_ref().map_or(0, |live| live.slot);
-        let new = New { live: Live { uid, class, slot, config_hash }, node, addresses };
+        let new =
+            New { live: Live { uid, class, slot, config_hash: config_hash.map(Box::new) }, node, addresses };
         if !self.is_so(id, &new) {
             self.replace(id, Some(new));
         }
@@ -52,7 +51,8 @@ impl Cluster {
     }
 
     pub(crate) fn remove_pod(&mut self, key: &Key) {
-        if let Some(id) = self.pods.find(key) {
+        let Some(namespace) = self.namespaces.find(&key.namespace) else { return };
+        if let Some(id) = self.pods.find(&PodNamed(namespace, &key.name)) {
             self.replace(id, None);
         }
     }
@@ -86,9 +86,8 @@ impl Cluster {
 
     /// The classes of the pods that have an address.
     pub(crate) fn classes_of(&self, address: IpAddr) -> Classes {
-        let owner = self.owners.get(&address).into_iter();
-        let owners = owner.chain(self.shared.get(&address).into_iter().flatten());
-        owners.filter_map(|&owner| self.pods[owner].as_ref()).map(|live| live.class).collect()
+        let owners = self.owners.of(address).filter_map(|owner| self.pods[owner].as_ref());
+        owners.map(|live| live.class).collect()
     }
 
     /// The classes of the pods that had an address before the batch.
@@ -98,7 +97,7 @@ impl Cluster {
 
     /// Whether one pod has the address, and had it before the batch.
     pub(crate) fn is_only_its_pods(&self, address: IpAddr) -> bool {
-        !self.shared.contains_key(&address) && !self.before.contains_key(&address)
+        !self.owners.is_shared(address) && !self.before.contains_key(&address)
     }
 
     /// The groups that a class belonged to before the batch.
@@ -136,12 +135,7 @@ impl Cluster {
         self.pods.hold(id);
         self.classes.hold(live.class);
         for &address in &*addresses {
-            if let Some(owners) = self.shared.get_mut(&address) {
-                owners.push(id);
-            } else if let Some(other) = self.owners.insert(address, id) {
-                self.owners.remove(&address);
-                self.shared.insert(address, vec![other, id]);
-            }
+            self.owners.add(address, id);
         }
         if let Some(node) = node {
             self.nodes.hold(node);
@@ -161,16 +155,8 @@ impl Cluster {
         if let Some(moved) = moved.and_then(|moved| self.pods[moved].as_mut()) {
             moved.slot = live.slot;
         }
-        for address in &**addresses {
-            let Some(owners) = self.shared.get_mut(address) else {
-                self.owners.remove(address);
-                continue;
-            };
-            owners.retain(|owner| *owner != id);
-            if let [last] = owners[..] {
-                self.shared.remove(address);
-                self.owners.insert(*address, last);
-            }
+        for &address in &**addresses {
+            self.owners.remove(address, id);
         }
         if let Some(node) = *node {
             leave(&mut self.nodes[node].pods, id);

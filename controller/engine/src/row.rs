@@ -3,7 +3,7 @@
 //! The row of a set of few policies is worked out from their rules; that of a set of many from the parts
 //! that its branches add to it, which stay as they are where none of their policies changed.
 
-use durward_proto::{Act, PortKey, Row, Step, Verdict, view};
+use durward_proto::{Act, PortKey, Row, Step, Verdict};
 
 use crate::cluster::sorted;
 use crate::elements::{Asked, Element, Of};
@@ -243,14 +243,16 @@ impl Sets {
             }
             let bodies = self.sets.key(set).bodies(rules);
             let first = weights.len();
-            weights.extend(bodies.iter().map(|&body| (0_usize, rules.names.key(rules.bodies[body].name))));
+            weights.extend(
+                bodies.iter().map(|&body| (0_usize, rules.policies.key(rules.bodies[body].name.policy))),
+            );
             for (.., at) in self.matched(rules, set, elements) {
                 weights[first + at as usize].0 += 1;
             }
         }
         let heaviest = weights.into_iter().max_by_key(|&(weight, name)| (weight, std::cmp::Reverse(name)));
         match heaviest {
-            Some((_, view::Policy { namespace, name, .. })) => Key::new(namespace.clone(), name.clone()),
+            Some((_, policy)) => policy.clone(),
             None => unreachable!("a set has policies"),
         }
     }

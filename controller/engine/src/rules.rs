@@ -7,8 +7,8 @@ use durward_proto::{Block, Digest, Digester, Direction, PortKey, view};
 use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
 use crate::list::{self, Branch, ListState, Path};
-use crate::object::{Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
-use crate::table::{BodyId, GroupId, ListId, NameId, NamespaceId, Table, TermId};
+use crate::object::{Key, Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
+use crate::table::{BodyId, GroupId, ListId, NamespaceId, PolicyId, Table, TermId};
 use crate::{Fault, Limits};
 
 /// Something that a remote address can match: all that is there must hold for one and the same pod,
@@ -34,10 +34,18 @@ pub(crate) struct Compiled {
     pub(crate) named: Box<[TermId]>,
 }
 
+/// A policy as attributions name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Name {
+    pub(crate) policy: PolicyId,
+    /// Whether its verdicts may be logged.
+    pub(crate) logged: bool,
+}
+
 /// A policy's rules for one direction. The rules of one that fails closed are none.
 #[derive(Debug)]
 pub(crate) struct Body {
-    pub(crate) name: NameId,
+    pub(crate) name: Name,
     pub(crate) rules: Box<[Compiled]>,
 }
 
@@ -49,12 +57,20 @@ pub(crate) struct Enforced {
     pub(crate) fault: Option<Box<Fault>>,
 }
 
+/// A policy that is there, or that attributions still name.
+#[derive(Debug)]
+pub(crate) struct PolicyState {
+    /// None if it is gone.
+    pub(crate) enforced: Option<Enforced>,
+    /// Where it is in long lists.
+    pub(crate) path: Path,
+}
+
 /// Everything that policies are compiled to.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     pub(crate) terms: Table<TermId, Term, Digest>,
-    /// With where each is in long lists.
-    pub(crate) names: Table<NameId, view::Policy, Path>,
+    pub(crate) policies: Table<PolicyId, Key, PolicyState>,
     /// By the digest of their content.
     pub(crate) bodies: Table<BodyId, Digest, Body>,
     /// Lists of them: what isolates pods.
@@ -62,8 +78,30 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
+    /// The policy with this key; it is not there until somebody says so.
+    pub(crate) fn policy(&mut self, cluster: &mut Cluster, key: Key) -> PolicyId {
+        self.policies.find(&key).unwrap_or_else(|| {
+            let path = Path::of(&key);
+            let namespace = cluster.namespace(&key.namespace);
+            let namespace = cluster.namespaces.key(namespace).clone();
+            self.policies.insert(Key { namespace, ..key }, PolicyState { enforced: None, path })
+        })
+    }
+
+    /// What a name says.
+    pub(crate) fn said(&self, Name { policy, logged }: Name) -> view::Policy {
+        let Key { namespace, name } = self.policies.key(policy).clone();
+        view::Policy { namespace, name, logged }
+    }
+
     /// Compiles a policy. The caller holds what comes out of it.
-    pub(crate) fn compile(&mut self, cluster: &mut Cluster, limits: &Limits, policy: Policy) -> Enforced {
+    pub(crate) fn compile(
+        &mut self,
+        cluster: &mut Cluster,
+        limits: &Limits,
+        id: PolicyId,
+        policy: Policy,
+    ) -> Enforced {
         let Policy { key, logged, spec } = policy;
         let fault = limits.check(&spec).map(Box::new);
         let (selector, mut rules) = by_direction(spec);
@@ -72,12 +110,11 @@ impl Rules {
         }
         let namespace = cluster.namespace(&key.namespace);
         let subject = cluster.group(Scope::One(namespace), &selector);
-        let policy =
-            view::Policy { namespace: cluster.namespaces.key(namespace).clone(), name: key.name, logged };
+        let name = Name { policy: id, logged };
         let mut bodies = [None, None];
         for (direction, rules) in Direction::BOTH.into_iter().zip(rules) {
             bodies[direction as usize] =
-                rules.map(|rules| self.body(cluster, &policy, namespace, direction, &rules));
+                rules.map(|rules| self.body(cluster, name, namespace, direction, &rules));
         }
         Enforced { subject, bodies, fault }
     }
@@ -85,20 +122,18 @@ impl Rules {
     fn body(
         &mut self,
         cluster: &mut Cluster,
-        policy: &view::Policy,
+        name: Name,
         namespace: NamespaceId,
         direction: Direction,
         rules: &[Rule],
     ) -> BodyId {
         let rules: Box<[_]> =
             rules.iter().map(|rule| self.rule(cluster, namespace, direction, rule)).collect();
-        let digest = self.digest(policy, direction, &rules);
+        let digest = self.digest(name, direction, &rules);
         if let Some(body) = self.bodies.find(&digest) {
             return body;
         }
-        let name =
-            self.names.find(policy).unwrap_or_else(|| self.names.insert(policy.clone(), Path::of(policy)));
-        self.names.hold(name);
+        self.policies.hold(name.policy);
         rules.iter().flat_map(terms_of).for_each(|term| self.terms.hold(term));
         self.bodies.insert(digest, Body { name, rules })
     }
@@ -199,12 +234,12 @@ impl Rules {
         }
     }
 
-    fn digest(&self, policy: &view::Policy, direction: Direction, rules: &[Compiled]) -> Digest {
-        let view::Policy { namespace, name, logged } = policy;
+    fn digest(&self, Name { policy, logged }: Name, direction: Direction, rules: &[Compiled]) -> Digest {
+        let Key { namespace, name } = self.policies.key(policy);
         let mut digester = Digester::new("policy");
         digester.field(namespace.as_bytes());
         digester.field(name.as_bytes());
-        digester.field(&[u8::from(*logged), direction as u8]);
+        digester.field(&[u8::from(logged), direction as u8]);
         for Compiled { peers, ranges, names, named } in rules {
             digester.field(&[u8::from(peers.is_some())]);
             for terms in [peers.as_deref().unwrap_or_default(), named] {
@@ -230,7 +265,7 @@ impl Rules {
         list::collect(&mut self.lists, |body| self.bodies.release(body));
         for (_, _, body) in self.bodies.collect() {
             body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));
-            self.names.release(body.name);
+            self.policies.release(body.name.policy);
         }
         for (id, term, _) in self.terms.collect() {
             if let Some(group) = term.group {
@@ -238,7 +273,7 @@ impl Rules {
                 cluster.groups.release(group);
             }
         }
-        self.names.collect();
+        self.policies.collect();
     }
 }
 

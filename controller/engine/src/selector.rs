@@ -12,50 +12,67 @@ type Anchor = (Option<WordId>, Option<WordId>);
 
 /// Things by key, where most keys have one.
 #[derive(Debug)]
-pub(crate) struct Files<K, I>(HashMap<K, Filed<I>>);
+pub(crate) struct Files<K, I> {
+    filed: HashMap<K, Filed<I>>,
+    /// Those of keys that have several; none where it is free.
+    more: Vec<Vec<I>>,
+    free: Vec<u32>,
+}
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Filed<I> {
     One(I),
-    More(Vec<I>),
+    /// Where in `more`: a list in its place would make all others longer.
+    More(u32),
 }
 
 impl<K, I> Default for Files<K, I> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self { filed: HashMap::new(), more: vec![], free: vec![] }
     }
 }
 
 impl<K: Copy + Eq + Hash, I: Copy + Eq> Files<K, I> {
     pub(crate) fn insert(&mut self, key: K, id: I) {
-        match self.0.get_mut(&key) {
-            None => drop(self.0.insert(key, Filed::One(id))),
-            Some(filed) => match filed {
-                Filed::More(more) => more.push(id),
-                Filed::One(first) => *filed = Filed::More(vec![*first, id]),
-            },
+        let Self { filed, more, free } = self;
+        match filed.get_mut(&key) {
+            None => drop(filed.insert(key, Filed::One(id))),
+            Some(Filed::More(at)) => more[*at as usize].push(id),
+            Some(filed @ &mut Filed::One(first)) => {
+                let at = free.pop().unwrap_or_else(|| {
+                    more.push(vec![]);
+                    more.len() as u32 - 1
+                });
+                more[at as usize] = vec![first, id];
+                *filed = Filed::More(at);
+            }
         }
     }
 
     pub(crate) fn remove(&mut self, key: K, id: I) {
-        let empty = match self.0.get_mut(&key) {
-            Some(Filed::More(more)) => {
+        let empty = match self.filed.get(&key) {
+            Some(&Filed::More(at)) => {
+                let more = &mut self.more[at as usize];
                 more.retain(|found| *found != id);
+                if more.is_empty() {
+                    *more = vec![];
+                    self.free.push(at);
+                }
                 more.is_empty()
             }
             Some(Filed::One(found)) => *found == id,
             None => false,
         };
         if empty {
-            self.0.remove(&key);
+            self.filed.remove(&key);
         }
     }
 
     pub(crate) fn get(&self, key: K) -> &[I] {
-        match self.0.get(&key) {
+        match self.filed.get(&key) {
             None => &[],
             Some(Filed::One(id)) => std::slice::from_ref(id),
-            Some(Filed::More(more)) => more,
+            Some(Filed::More(at)) => &self.more[*at as usize],
         }
     }
 }

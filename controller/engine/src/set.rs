@@ -11,9 +11,9 @@ use crate::limit::{Load, pages};
 use crate::list::{self, Branch, FAN};
 use crate::object::{Key, NamedPort};
 use crate::row::{Grant, Part, RowState};
-use crate::rules::Rules;
+use crate::rules::{Name, Rules};
 use crate::table::{
-    AtomIndex, AttributionIndex, BodyId, ContentId, ListId, NameId, PartId, RowIndex, SetIndex, Table, TermId,
+    AtomIndex, AttributionIndex, BodyId, ContentId, ListId, PartId, RowIndex, SetIndex, Table, TermId,
 };
 use crate::{Fault, Limits};
 
@@ -73,7 +73,7 @@ pub(crate) struct Sets {
     pub(crate) parts: Table<PartId, Of<SetIndex>, Part>,
     /// What rows say, with the attributions in it, each once.
     pub(crate) contents: Table<ContentId, Row, Box<[AttributionIndex]>>,
-    pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, NameId>, AttributionState>,
+    pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, Name>, AttributionState>,
 }
 
 impl Sets {
@@ -301,7 +301,7 @@ impl Sets {
         for (_, _, attributions) in self.contents.collect() {
             attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
-        list::collect(&mut self.attributions, |name| rules.names.release(name));
+        list::collect(&mut self.attributions, |name| rules.policies.release(name.policy));
         for (_, elements, _) in self.atoms.collect() {
             elements.iter().for_each(|&(term, _)| rules.terms.release(term));
         }

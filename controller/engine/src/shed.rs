@@ -11,8 +11,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use durward_proto::view;
-
 use crate::Fault;
 use crate::answer::{ByTerm, matching};
 use crate::block::{self, IpBlock};
@@ -23,7 +21,7 @@ use crate::object::Key;
 use crate::own::Turns;
 use crate::rules::Term;
 use crate::set::Sets;
-use crate::table::{ClassId, GroupId, NameId, NamespaceId, SetIndex, TermId};
+use crate::table::{ClassId, GroupId, NamespaceId, PolicyId, SetIndex, TermId};
 use crate::tally::Uses;
 use crate::view::{Refresh, View};
 
@@ -204,10 +202,10 @@ impl Refresh<'_> {
         let lists = sorted(sets.iter().map(|&set| self.sets.sets.key(set).list).collect());
         let bodies = sorted(lists.into_iter().flat_map(|list| items(&self.rules.lists, list)).collect());
         let mut sizes = HashMap::<GroupId, usize>::new();
-        let mut mentions = HashMap::<NameId, usize>::new();
+        let mut mentions = HashMap::<PolicyId, usize>::new();
         for body in bodies {
             let body = &self.rules.bodies[body];
-            let count = mentions.entry(body.name).or_default();
+            let count = mentions.entry(body.name.policy).or_default();
             for rule in &body.rules {
                 let terms = rule.peers.iter().flatten().chain(&rule.named);
                 for &term in terms {
@@ -220,9 +218,9 @@ impl Refresh<'_> {
                 *count += rule.ranges.len() + rule.names.len();
             }
         }
-        let named = mentions.into_iter().map(|(name, count)| (count, self.rules.names.key(name)));
-        match named.max_by_key(|&(count, name)| (count, Reverse(name))) {
-            Some((_, view::Policy { namespace, name, .. })) => Key::new(namespace.clone(), name.clone()),
+        let named = mentions.into_iter().map(|(policy, count)| (count, self.rules.policies.key(policy)));
+        match named.max_by_key(|&(count, policy)| (count, Reverse(policy))) {
+            Some((_, policy)) => policy.clone(),
             None => unreachable!("only sets that need something are closed"),
         }
     }

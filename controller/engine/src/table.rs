@@ -47,8 +47,6 @@ ids! {
     GroupId
     /// Something that a remote address can match.
     TermId
-    /// A policy as attributions name it.
-    NameId
     /// A policy's rules for one direction.
     BodyId
     /// A list of bodies.

@@ -18,7 +18,6 @@ use durward_proto::{AtomId, Block, Delta, Direction, Patch};
 use hashbrown::HashMap;
 
 use crate::address::Change;
-use crate::attribution::AttributionState;
 use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt, sorted};
 use crate::elements::Element;
@@ -192,10 +191,10 @@ impl Refresh<'_> {
         }
         let Delta { put, removed } = &mut patch.attributions;
         for (list, was) in before {
-            let AttributionState { id, list: content, .. } = &self.sets.attributions[list];
+            let id = self.sets.attributions[list].id;
             match (was, self.view.attributions.uses(list) > 0) {
-                (false, true) => drop(put.insert(*id, content.clone())),
-                (true, false) => drop(removed.insert(*id)),
+                (false, true) => drop(put.insert(id, self.sets.policy_list(self.rules, list))),
+                (true, false) => drop(removed.insert(id)),
                 _ => {}
             }
         }
