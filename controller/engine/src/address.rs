@@ -16,11 +16,13 @@ use crate::table::{AtomIndex, ClassId, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;
 
-/// What changed in what a node's rules mention.
+/// What changed in what a node's rules mention, and in the classes of that.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     /// Whether they mentioned nothing before.
     pub(crate) all: bool,
+    /// Classes that came into groups that they mention, or left them.
+    pub(crate) peers: Vec<ClassId>,
     /// Terms that came into use and went out of it.
     pub(crate) terms: Turnover<TermId>,
     /// Whether terms of blocks are among them; then `old_blocks` are those of before.
@@ -207,10 +209,11 @@ impl Refresh<'_> {
 
     /// Classes of which the change may concern addresses.
     fn concerned(&self, change: &Change) -> Vec<ClassId> {
-        let others = self.view.terms.iter().filter(|_| change.blocks);
+        let others = change.blocks.then(|| self.view.terms.iter()).into_iter().flatten();
         let terms = change.terms.came.iter().chain(&change.terms.went).copied().chain(others);
         let groups = sorted(terms.filter_map(|term| self.rules.terms.key(term).group).collect());
-        sorted(groups.into_iter().flat_map(|group| &self.cluster.groups[group].classes).copied().collect())
+        let classes = groups.into_iter().flat_map(|group| &self.cluster.groups[group].classes);
+        sorted(classes.chain(&change.peers).copied().collect())
     }
 
     fn tell(

@@ -154,6 +154,8 @@ pub(crate) struct Dirt {
     pub(crate) pods: Vec<PodId>,
     /// Classes whose pods may be judged differently.
     pub(crate) classes: Vec<ClassId>,
+    /// Classes whose pods may match something else.
+    pub(crate) peers: Vec<ClassId>,
     /// Addresses that may match something else.
     pub(crate) addresses: Vec<IpAddr>,
 }
@@ -264,8 +266,8 @@ impl Cluster {
     /// A class came into a group or left it, because its namespace has other labels. Its pods stay
     /// the subjects of the same policies: those look into their own namespace whatever its labels.
     pub(crate) fn mark_member(&mut self, group: GroupId, class: ClassId) {
-        for member in &self.classes[class].members {
-            mark(&self.groups[group], &mut self.nodes, &mut self.dirty, &member.addresses);
+        for &(node, _) in &self.groups[group].nodes {
+            dirt(&mut self.nodes, &mut self.dirty, node).peers.push(class);
         }
     }
 
@@ -325,17 +327,6 @@ pub(crate) fn dirt<'a>(
         dirty.push(node);
         Dirt::default()
     })
-}
-
-pub(crate) fn mark(
-    group: &Group,
-    nodes: &mut Table<NodeId, Arc<str>, Node>,
-    dirty: &mut Vec<NodeId>,
-    addresses: &[IpAddr],
-) {
-    for &(node, _) in &group.nodes {
-        dirt(nodes, dirty, node).addresses.extend(addresses);
-    }
 }
 
 /// Puts a thing where it belongs in a sorted list, if it is not there.

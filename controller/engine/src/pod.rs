@@ -1,6 +1,5 @@
 //! Pods come, change and go. Pure.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,8 +7,8 @@ use durward_proto::view;
 use smallvec::SmallVec;
 
 use crate::cluster::{
-    Addresses, Before, Class, ClassKey, Classes, Cluster, Few, Live, Member, PodKey, PodNamed, enter, insert,
-    leave, mark, sorted,
+    Addresses, Before, Class, ClassKey, Classes, Cluster, Few, Live, Member, PodKey, PodNamed, dirt, enter,
+    insert, leave, sorted,
 };
 use crate::object::{self, Key, NamedPort};
 use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
@@ -107,28 +106,35 @@ impl Cluster {
 
     /// Marks the addresses of a pod that changes on the nodes whose rules may see the difference.
     fn mark_moved(&mut self, old: Option<&New>, new: Option<&New>) {
-        let mut concerned = BTreeSet::new();
+        let mut concerned = vec![];
         match (old, new) {
-            // With the same addresses and named ports, what it still belongs to sees no difference.
-            (Some(old), Some(new)) if old.addresses == new.addresses && self.same_ports(old, new) => {
+            // What it still belongs to sees no difference.
+            (Some(old), Some(new)) if self.differ_by_groups(old, new) => {
                 let [old, new] = [old, new].map(|pod| &self.classes[pod.live.class].groups);
                 concerned.extend(old.iter().filter(|group| new.binary_search(group).is_err()));
                 concerned.extend(new.iter().filter(|group| old.binary_search(group).is_err()));
             }
+            // Also by what it belonged to before the batch: it may not be of its class any more when that is looked at.
             _ => {
-                let both = [old, new].into_iter().flatten();
-                concerned.extend(both.flat_map(|pod| &self.classes[pod.live.class].groups));
+                for class in [old, new].into_iter().flatten().map(|pod| pod.live.class) {
+                    concerned.extend(&self.classes[class].groups);
+                    concerned.extend(self.groups_before.get(&class).into_iter().flatten());
+                }
             }
         }
-        for pod in [old, new].into_iter().flatten() {
-            for &group in &concerned {
-                mark(&self.groups[group], &mut self.nodes, &mut self.dirty, &pod.addresses);
+        for group in sorted(concerned) {
+            for &(node, _) in &self.groups[group].nodes {
+                let marked = &mut dirt(&mut self.nodes, &mut self.dirty, node).addresses;
+                [old, new].into_iter().flatten().for_each(|pod| marked.extend(&*pod.addresses));
             }
         }
     }
 
-    fn same_ports(&self, old: &New, new: &New) -> bool {
-        self.classes.key(old.live.class).ports == self.classes.key(new.live.class).ports
+    /// Whether the pod has the same addresses and named ports, and its classes are in the groups of before the batch.
+    fn differ_by_groups(&self, old: &New, new: &New) -> bool {
+        let [was, is] = [old, new].map(|pod| self.classes.key(pod.live.class));
+        let changed = |pod: &New| self.groups_before.contains_key(&pod.live.class);
+        old.addresses == new.addresses && was.ports == is.ports && !changed(old) && !changed(new)
     }
 
     fn link(&mut self, id: PodId, New { mut live, node, addresses }: New) {

@@ -45,7 +45,7 @@ impl<K: Copy + Ord> Uses<K> {
         self.0.iter_mut().for_each(|(_, change)| *change = -*change);
     }
 
-    /// Makes them what changes for each thing, sorted.
+    /// Makes them what changes for each thing, sorted; nothing is said of what does not.
     fn net(&mut self) {
         self.0.sort_unstable_by_key(|&(thing, _)| thing);
         self.0.dedup_by(|&mut (later, more), (first, sum)| {
@@ -55,6 +55,8 @@ impl<K: Copy + Ord> Uses<K> {
             }
             same
         });
+        // Much comes again that went: where one policy of a list changes, all of its other branches.
+        self.0.retain(|&(_, change)| change != 0);
     }
 }
 
@@ -124,8 +126,7 @@ impl<K: Copy + Ord> Tally<K> {
                     None => unreachable!("what goes was there"),
                 },
                 Err(_) if change > 0 => came.push(thing),
-                Err(_) if change < 0 => unreachable!("what goes was there"),
-                Err(_) => {}
+                Err(_) => unreachable!("what goes was there"),
             }
         }
         let new = net.iter().filter(|(thing, _)| came.binary_search(thing).is_ok());

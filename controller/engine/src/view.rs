@@ -79,11 +79,11 @@ pub(crate) struct Refresh<'a> {
 
 impl Refresh<'_> {
     pub(crate) fn run(mut self, dirt: Dirt) -> Patch {
-        let Dirt { pods, mut classes, addresses } = dirt;
+        let Dirt { pods, mut classes, peers, addresses } = dirt;
         let moved = self.moved(pods, &mut classes);
         let (mut turns, mut uses) = self.turns(sorted(classes), &moved);
         let (marked, mut patch) = (sorted(addresses), Patch::default());
-        let mut change = Change { all: self.view.terms.is_empty(), ..Change::default() };
+        let mut change = Change { all: self.view.terms.is_empty(), peers, ..Change::default() };
         let mut sets = Turnover::default();
         loop {
             let turnover = self.view.sets.settle(&mut uses);

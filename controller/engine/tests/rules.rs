@@ -403,6 +403,29 @@ fn rule_14_what_moves_is_judged_anew() {
 }
 
 #[test]
+fn rule_14_a_pod_and_its_namespace_may_change_at_once() {
+    let of_blue = || ingress("a/p", "app=x", [rule([pods_in("team=blue", "")], [])]);
+    let blue =
+        [space("b", "team=blue"), on_node("b/z", "app=z", "10.0.0.8"), on_node("b/w", "app=z", "10.0.0.9")];
+    let relabelled = || space("b", "team=green");
+    let gone = || Event::PodGone(key("b/z"));
+    let other = || on_node("b/z", "app=other", "10.0.0.8");
+    for change in
+        [[relabelled(), gone()], [gone(), relabelled()], [relabelled(), other()], [other(), relabelled()]]
+    {
+        let mut world = world([of_blue()]);
+        world.apply(blue.clone());
+        for remote in ["10.0.0.8", "10.0.0.9"] {
+            assert_eq!(world.to("a/x", remote, 80), "allow p");
+        }
+        world.apply(change.clone());
+        for remote in ["10.0.0.8", "10.0.0.9"] {
+            assert_eq!(world.to("a/x", remote, 80), "deny p", "{remote} after {change:?}");
+        }
+    }
+}
+
+#[test]
 fn rule_14_references_may_come_before_their_targets() {
     let mut world = World::new([
         Event::PolicyGone(key("a/never")),
