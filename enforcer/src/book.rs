@@ -6,15 +6,16 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use durward_proto::{Attribution, Frontend, Logging, PodUid, PortKey};
+use durward_proto::{Frontend, Leaves, Logging, PodUid, PortKey};
 
 use crate::services::Judging;
 
 /// Who and what the kernel's numbers mean.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Book {
-    /// The policies behind each attribution's number; those that left the view, for 15 minutes more.
-    pub attributions: HashMap<u32, Attribution>,
+    /// The policies behind each attribution's number; those that left the view, for 15 minutes more. As leaves,
+    /// of which a changed policy changes one: thousands of long lists may have been there in that time.
+    pub attributions: HashMap<u32, Leaves>,
     /// The known pods by interface.
     pub endpoints: HashMap<u32, Endpoint>,
     /// The Services by where they are called; those that left the view, for 15 minutes more.

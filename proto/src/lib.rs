@@ -32,6 +32,6 @@ pub use report::{
 pub use row::{Act, PortKey, Row, RowError, Step, Verdict};
 pub use service::{Backend, Frontend, FrontendError, Service};
 pub use view::{
-    Attribution, Block, BlockError, Direction, LogMode, Logging, NodeView, Pod, Policy, PolicyList, Set,
-    ViewError,
+    Attribution, Block, BlockError, Direction, Leaves, LogMode, Logging, NodeView, Pod, Policy, PolicyList,
+    Set, ViewError,
 };

@@ -61,6 +61,32 @@ impl Attribution {
     }
 }
 
+/// The policies behind an attribution, in the lists that a view holds them in, which it shares with
+/// other views and attributions: so that to remember many long lists that differ little costs little.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Leaves(Arc<[Attribution]>);
+
+impl Leaves {
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Policy> {
+        self.0.iter().flat_map(|list| &*list.0)
+    }
+
+    /// All of them as one list. Of a long one this takes as much time as it is long.
+    pub fn list(&self) -> Attribution {
+        match &*self.0 {
+            [list] => list.clone(),
+            _ => Attribution::new(self.iter().cloned()),
+        }
+    }
+}
+
+impl From<Attribution> for Leaves {
+    fn from(list: Attribution) -> Self {
+        Self([list].into())
+    }
+}
+
 /// A list of policies as a view holds it. A long one is made of parts, so that where one of very many
 /// policies changes, only the parts that it is in do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -346,18 +372,23 @@ impl NodeView {
 
     /// The exact list of policies that an attribution names; none if the view does not hold it whole.
     pub fn attribution(&self, id: AttributionId) -> Option<Attribution> {
+        self.leaves(id).map(|leaves| leaves.list())
+    }
+
+    /// The same, as the view holds it.
+    pub fn leaves(&self, id: AttributionId) -> Option<Leaves> {
         let (mut found, mut left, mut parts) = (vec![], vec![id], 0);
         while let Some(id) = left.pop() {
             parts += 1;
             match self.attributions.get(&id)? {
-                PolicyList::Policies(policies) if parts == 1 => return Some(policies.clone()),
-                PolicyList::Policies(policies) => found.extend(policies.0.iter().cloned()),
+                PolicyList::Policies(policies) => found.push(policies.clone()),
                 // No list is part of another twice, so that more parts than there are lists is a mistake.
                 PolicyList::Parts(_) if parts > self.attributions.len() => return None,
                 PolicyList::Parts(parts) => left.extend(&**parts),
             }
         }
-        Some(Attribution::new(found))
+        found.sort_unstable();
+        Some(Leaves(found.into()))
     }
 
     /// Checks that the view holds everything that it names.
@@ -484,6 +515,13 @@ mod tests {
         };
         assert_eq!(names(long.id()), Some(vec!["p".into(), "q".into(), "r".into()]));
         assert_eq!(view.check(), Ok(()));
+        // Nothing of a long list is copied to remember it.
+        for leaf in &*view.leaves(long.id()).unwrap().0 {
+            let PolicyList::Policies(own) = &view.attributions[&leaf.id()] else {
+                panic!("a leaf has no parts")
+            };
+            assert!(Arc::ptr_eq(&own.0, &leaf.0));
+        }
         let mut lacking = view.clone();
         let part = attribution("q").id();
         lacking.attributions.remove(&part);

@@ -2,23 +2,26 @@
 //!
 //! Of denials the kernel knows whether: an endpoint's flag says so.
 
-use durward_proto::{Attribution, LogMode, Policy};
+use durward_proto::{Leaves, LogMode, Policy};
 
 /// The policies that the line of an allowed connection lists; none if it is not logged.
 ///
 /// What is allowed because nothing isolates the pod has no attribution, and is never logged.
-pub fn allow(mode: LogMode, attribution: &Attribution) -> Option<Vec<Policy>> {
-    let listed: Vec<_> = match mode {
-        LogMode::Off => return None,
-        LogMode::All => attribution.0.to_vec(),
-        LogMode::Delegated => attribution.0.iter().filter(|policy| policy.logged).cloned().collect(),
+pub fn allow(mode: LogMode, by: &Leaves) -> Option<Vec<Policy>> {
+    let is_listed = |policy: &&Policy| match mode {
+        LogMode::Off => false,
+        LogMode::All => true,
+        LogMode::Delegated => policy.logged,
     };
+    let mut listed: Vec<_> = by.iter().filter(is_listed).cloned().collect();
+    listed.sort_unstable();
     (!listed.is_empty()).then_some(listed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use durward_proto::Attribution;
 
     fn policy(name: &str, logged: bool) -> Policy {
         Policy { namespace: "shop".into(), name: name.into(), logged }
@@ -26,12 +29,14 @@ mod tests {
 
     #[test]
     fn delegation_lists_the_policies_that_ask_for_it() {
-        let both = Attribution::new([policy("asks", true), policy("silent", false)]);
-        let silent = Attribution::new([policy("silent", false)]);
-        assert_eq!(allow(LogMode::Off, &both), None);
-        assert_eq!(allow(LogMode::All, &both), Some(both.0.to_vec()));
-        assert_eq!(allow(LogMode::All, &silent), Some(silent.0.to_vec()));
-        assert_eq!(allow(LogMode::Delegated, &both), Some(vec![policy("asks", true)]));
-        assert_eq!(allow(LogMode::Delegated, &silent), None);
+        let [both, silent] =
+            [vec![policy("asks", true), policy("silent", false)], vec![policy("silent", false)]]
+                .map(Attribution::new);
+        let listed = |mode, list: &Attribution| allow(mode, &list.clone().into());
+        assert_eq!(listed(LogMode::Off, &both), None);
+        assert_eq!(listed(LogMode::All, &both), Some(both.0.to_vec()));
+        assert_eq!(listed(LogMode::All, &silent), Some(silent.0.to_vec()));
+        assert_eq!(listed(LogMode::Delegated, &both), Some(vec![policy("asks", true)]));
+        assert_eq!(listed(LogMode::Delegated, &silent), None);
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use durward_proto::{Attribution, Direction};
+use durward_proto::{Direction, Leaves};
 use serde::Serialize;
 
 use crate::line::{Policies, line_of};
@@ -25,7 +25,7 @@ pub struct Suppressed {
     /// Namespace and name of the pod whose policies spoke, if it is known.
     pub pod: Option<(Arc<str>, Arc<str>)>,
     /// The policies, if they are known.
-    pub policies: Option<Attribution>,
+    pub policies: Option<Leaves>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,9 +62,11 @@ impl Summary {
 
     /// The summary as a line of the file, with its newline.
     pub fn json(&self, node: &str, now_ns: i64) -> String {
-        let entries = self.entries.iter().map(|(what, &counts)| {
-            let Suppressed { allowed, direction, pod, policies } = what;
-            let policies = policies.as_ref().map(|policies| Policies(&policies.0));
+        let lists = |what: &Suppressed| what.policies.as_ref().map(Leaves::list);
+        let lists: Vec<_> = self.entries.keys().map(lists).collect();
+        let entries = self.entries.iter().zip(&lists).map(|((what, &counts), list)| {
+            let Suppressed { allowed, direction, pod, policies: _ } = what;
+            let policies = list.as_ref().map(|list| Policies(&list.0));
             let (policies, isolated_by) = if *allowed { (policies, None) } else { (None, policies) };
             EntryJson {
                 disposition: disposition(*allowed),
@@ -129,7 +131,7 @@ struct EntryJson<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use durward_proto::Policy;
+    use durward_proto::{Attribution, Policy};
 
     fn what(pod: &str, allowed: bool) -> Suppressed {
         let policy = Policy { namespace: "shop".into(), name: "p".into(), logged: false };
@@ -137,7 +139,7 @@ mod tests {
             allowed,
             direction: Direction::Ingress,
             pod: Some(("shop".into(), pod.into())),
-            policies: Some(Attribution::new([policy])),
+            policies: Some(Attribution::new([policy]).into()),
         }
     }
 

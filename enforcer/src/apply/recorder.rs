@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use durward_plan::Numbers;
-use durward_proto::{Attribution, Frontend, LateAttach, NodeView, Pod, PodUid, Service};
+use durward_proto::{Frontend, LateAttach, Leaves, NodeView, Pod, PodUid, Service};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::book::{Book, Endpoint, ServiceName};
@@ -23,7 +23,7 @@ const REMEMBERED: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     /// Attributions by number; since when they are not in the view, if they are not.
-    attributions: HashMap<u32, (Attribution, Option<Instant>)>,
+    attributions: HashMap<u32, (Leaves, Option<Instant>)>,
     /// Pods by interface, likewise.
     endpoints: HashMap<u32, (Endpoint, Option<Instant>)>,
     /// Services by frontend, likewise.
@@ -40,14 +40,14 @@ impl Recorder {
         judging: Judging,
     ) -> Book {
         let now = Instant::now();
-        // Parts of lists have no numbers. A list is put together once: its number means it forever.
+        // Parts of lists have no numbers. A list is looked up once: its number means it forever.
         let attributions: Vec<_> = view
             .attributions
             .keys()
             .filter_map(|&id| {
                 let number = numbers.attribution(id)?;
                 let known = self.attributions.get(&number).map(|(list, _)| list.clone());
-                Some((number, known.or_else(|| view.attribution(id))?))
+                Some((number, known.or_else(|| view.leaves(id))?))
             })
             .collect();
         let by_name = by_name(view);

@@ -229,7 +229,7 @@ impl<T> Desk<T> {
             (true, None) if mode == LogMode::Delegated => None,
             (true, None) => Some(Disposition::Allow(Vec::new())),
             (false, attribution) => {
-                let policies = attribution.map(|attribution| attribution.0.to_vec());
+                let policies = attribution.map(|attribution| attribution.list().0.to_vec());
                 Some(Disposition::Deny(policies.unwrap_or_default()))
             }
         }
@@ -262,7 +262,8 @@ mod tests {
             denies_logged: false,
         };
         Arc::new(Book {
-            attributions: [(7, Attribution::new([policy("asks", true), policy("silent", false)]))].into(),
+            attributions: [(7, Attribution::new([policy("asks", true), policy("silent", false)]).into())]
+                .into(),
             endpoints: [(5, redis)].into(),
             services: [
                 (frontend("6 10.96.0.1:6379"), service("cache")),

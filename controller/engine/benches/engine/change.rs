@@ -82,7 +82,7 @@ pub(crate) fn events(scenario: &Scenario, figures: &mut Figures) {
 pub(crate) fn one_policy(scenario: &Scenario, figures: &mut Figures) {
     let mut engine = scenario.filled(scenario.events());
     let mut samples = Samples::default();
-    for n in 0..20 {
+    for n in 0..1_000 {
         samples.take(&mut engine, [Event::Policy(with_port(scenario.policy(n), 80))]);
     }
     samples.print("policy of one changed");
