@@ -9,7 +9,7 @@ use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
 
 use crate::cluster::sorted;
 use crate::elements::Element;
-use crate::limit::{Load, Need};
+use crate::limit::{Load, Need, NoRoom};
 use crate::set::Whole;
 use crate::shed::Closing;
 use crate::table::{AtomIndex, RowIndex, SetIndex, TermId};
@@ -53,8 +53,9 @@ impl Refresh<'_> {
                 atoms.went.iter().for_each(|&atom| self.sets.atoms.release(atom));
                 Ok(())
             }
-            Err(need) => {
-                let closing = self.choose(need);
+            Err(NoRoom) => {
+                let all = self.by_term(self.view.atoms.things());
+                let closing = self.choose(&Need::ALL, &all);
                 uses.reverse();
                 self.view.atoms.settle(&mut uses);
                 Err(closing)
@@ -63,15 +64,12 @@ impl Refresh<'_> {
     }
 
     /// Whether the node can hold what its rules match.
-    fn fits(&self, entries: usize, matches: usize) -> Result<(), Need> {
-        let limits = &self.sets.limits;
-        let counts = [
+    fn fits(&self, entries: usize, matches: usize) -> Result<(), NoRoom> {
+        self.sets.limits.hold_all([
             (Need::Addresses, entries - self.view.blocks.atoms().len()),
             (Need::Atoms, self.view.atoms.len()),
-            (Need::Matches, matches),
-        ];
-        let over = counts.into_iter().find(|(need, found)| *found > need.of(limits).1);
-        over.map_or(Ok(()), |(need, _)| Err(need))
+            (Need::AtomMatches, matches),
+        ])
     }
 
     fn matches_of(&self, atoms: &[AtomIndex]) -> usize {
@@ -83,7 +81,7 @@ impl Refresh<'_> {
         sets: &Turnover<SetIndex>,
         atoms: &Turnover<AtomIndex>,
         before: &ByTerm,
-    ) -> Result<Answers, Need> {
+    ) -> Result<Answers, NoRoom> {
         let mut answers = Answers { load: self.view.load, ..Answers::default() };
         for &set in &sets.went {
             answers.load -= self.base_load(set);
@@ -110,7 +108,7 @@ impl Refresh<'_> {
             let came = self.new_rows(set, &all, &mut answers.load)?;
             answers.came.push((set, came));
         }
-        self.sets.limits.over(&answers.load).map_or(Ok(answers), Err)
+        self.sets.limits.hold(&answers.load).map(|()| answers)
     }
 
     pub(crate) fn base_load(&self, set: SetIndex) -> Load {
@@ -129,18 +127,18 @@ impl Refresh<'_> {
     }
 
     /// A set's rows for these atoms, as long as the load is not too much.
-    pub(crate) fn new_rows(&mut self, set: SetIndex, atoms: &ByTerm, load: &mut Load) -> Result<Told, Need> {
+    fn new_rows(&mut self, set: SetIndex, atoms: &ByTerm, load: &mut Load) -> Result<Told, NoRoom> {
         let limits = self.sets.limits;
         let add = |row| {
             *load += row;
-            limits.over(load).map_or(Ok(()), Err)
+            limits.hold(load)
         };
         self.told_rows(set, atoms, add)
     }
 
     /// A set's rows for these atoms, where they say something else than its base row. What each takes is
     /// counted: also of those that say the same, for there might be very many to find that out of.
-    fn told_rows<E>(
+    pub(crate) fn told_rows<E>(
         &mut self,
         set: SetIndex,
         atoms: &ByTerm,

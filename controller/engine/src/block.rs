@@ -5,8 +5,6 @@ use std::net::IpAddr;
 
 use durward_proto::Block;
 
-use crate::Limits;
-use crate::limit::Need;
 use crate::table::{AtomIndex, TermId};
 
 /// An `ipBlock`.
@@ -105,15 +103,12 @@ fn spans(blocks: impl Iterator<Item = (Block, AtomIndex)>) -> Spans {
 
 /// What each prefix that occurs in the blocks matches, where that differs from what the next shorter
 /// one matches. An address matches what the longest prefix that holds it does, because blocks and
-/// their holes begin and end nowhere else.
-///
-/// # Errors
-///
-/// What there is too much of for one node.
-pub(crate) fn flatten<'a>(
+/// their holes begin and end nowhere else. `count` hears how many prefixes and how many matches of terms there
+/// are so far, and may end it.
+pub(crate) fn flatten<'a, E>(
     blocks: impl IntoIterator<Item = (TermId, &'a IpBlock)>,
-    limits: &Limits,
-) -> Result<BTreeMap<Block, Vec<TermId>>, Need> {
+    mut count: impl FnMut(usize, usize) -> Result<(), E>,
+) -> Result<BTreeMap<Block, Vec<TermId>>, E> {
     // For each prefix, which terms begin to match there and which stop.
     let mut edges: BTreeMap<Block, Vec<(TermId, bool)>> = BTreeMap::new();
     for (term, IpBlock { block, except }) in blocks {
@@ -137,10 +132,7 @@ pub(crate) fn flatten<'a>(
             found.insert(prefix, terms.clone());
         }
         matches += terms.len();
-        let counts = [(Need::Blocks, found.len()), (Need::Matches, matches)];
-        if let Some((need, _)) = counts.into_iter().find(|(need, count)| *count > need.of(limits).1) {
-            return Err(need);
-        }
+        count(found.len(), matches)?;
         inside.push((prefix, terms));
     }
     Ok(found)

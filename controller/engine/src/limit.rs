@@ -81,15 +81,20 @@ pub(crate) fn pages(steps: usize) -> usize {
 /// What a node may only hold so much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    Addresses,
+    BlockMatches,
     Blocks,
+    Addresses,
+    AtomMatches,
     Atoms,
-    Matches,
     Rows,
     Pages,
     Ports,
     Mentions,
 }
+
+/// A node would have to hold more than it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
 
 /// What rows take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +112,7 @@ impl Load {
             Need::Pages => self.pages,
             Need::Ports => self.ports,
             Need::Mentions => self.mentions,
-            Need::Addresses | Need::Blocks | Need::Atoms | Need::Matches => 0,
+            Need::BlockMatches | Need::Blocks | Need::Addresses | Need::AtomMatches | Need::Atoms => 0,
         }
     }
 }
@@ -180,13 +185,34 @@ pub enum Fault {
 }
 
 impl Need {
+    /// In the order in which a node is made to hold no more of each than it can. What comes first bounds what it
+    /// costs to find out how much there is of the others.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::BlockMatches,
+        Self::Blocks,
+        Self::Addresses,
+        Self::AtomMatches,
+        Self::Atoms,
+        Self::Rows,
+        Self::Pages,
+        Self::Ports,
+        Self::Mentions,
+    ];
+
+    /// Those of blocks, without which there are no atoms.
+    pub(crate) const OF_BLOCKS: [Self; 2] = [Self::BlockMatches, Self::Blocks];
+
+    /// Those of rows: what several namespaces need of them is at least what each does, together.
+    pub(crate) const OF_ROWS: [Self; 4] = [Self::Rows, Self::Pages, Self::Ports, Self::Mentions];
+
     /// What there is too much of, and how much there may be.
     pub(crate) fn of(self, limits: &Limits) -> (&'static str, usize) {
         match self {
-            Self::Addresses => ("addresses of pods", limits.addresses_per_node),
+            Self::BlockMatches => ("matches of blocks", limits.matches_per_node),
             Self::Blocks => ("prefixes of blocks", limits.blocks_per_node),
+            Self::Addresses => ("addresses of pods", limits.addresses_per_node),
+            Self::AtomMatches => ("matches of peers", limits.matches_per_node),
             Self::Atoms => ("kinds of addresses", limits.atoms_per_node),
-            Self::Matches => ("matches of peers", limits.matches_per_node),
             Self::Rows => ("rows", limits.rows_per_node),
             Self::Pages => ("pages of ranges of ports", limits.pages_per_node),
             Self::Ports => ("ports of rules", limits.ports_per_node),
@@ -196,10 +222,15 @@ impl Need {
 }
 
 impl Limits {
-    /// What rows take too much of.
-    pub(crate) fn over(&self, load: &Load) -> Option<Need> {
-        let needs = [Need::Rows, Need::Pages, Need::Ports, Need::Mentions];
-        needs.into_iter().find(|&need| load.of(need) > need.of(self).1)
+    /// Whether a node can hold what rows take.
+    pub(crate) fn hold(&self, load: &Load) -> Result<(), NoRoom> {
+        self.hold_all(Need::OF_ROWS.map(|need| (need, load.of(need))))
+    }
+
+    /// Whether a node can hold so much of these.
+    pub(crate) fn hold_all(&self, counts: impl IntoIterator<Item = (Need, usize)>) -> Result<(), NoRoom> {
+        let fit = counts.into_iter().all(|(need, count)| count <= need.of(self).1);
+        if fit { Ok(()) } else { Err(NoRoom) }
     }
 
     /// What is wrong with a policy by itself.

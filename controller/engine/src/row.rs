@@ -46,16 +46,20 @@ pub(crate) struct Rest {
 pub(crate) struct Part {
     pub(crate) steps: Box<[(PortKey, Option<AttributionIndex>)]>,
     /// How many grants it was made of.
-    weight: usize,
+    weight: u32,
+    /// How often its steps permit by a policy.
+    mentions: u32,
     over: Option<Over>,
     pub(crate) parts: Box<[PartId]>,
 }
 
-/// A part before it is kept.
+/// A part before it is kept. If there is too much in it, there is nothing in it.
 #[derive(Default)]
 struct Draft {
     steps: Steps,
     weight: usize,
+    /// How often its steps permit by a policy.
+    mentions: usize,
     over: Option<Over>,
     parts: Vec<PartId>,
 }
@@ -63,7 +67,7 @@ struct Draft {
 impl Sets {
     /// What a whole set says of addresses that match these elements, all of terms of the set.
     pub(crate) fn row_state(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> RowState {
-        let Draft { steps, weight, over, parts } = self.draft(rules, set, elements);
+        let Draft { steps, weight, over, parts, .. } = self.draft(rules, set, elements);
         let denied = (Verdict::Deny, self.denied(rules, set));
         let act = |by: Option<_>| by.map_or(denied, |by| (Verdict::Allow, by));
         let mut acts: Vec<_> = steps.into_iter().map(|(start, by)| (start, act(by))).collect();
@@ -77,6 +81,10 @@ impl Sets {
         let content = self.content(&acts);
         self.contents.hold(content);
         parts.iter().for_each(|&part| self.parts.hold(part));
+        if overflow.is_some() {
+            // A batch may make very many such rows: what each was too much of is gone before the next.
+            self.collect_parts(rules);
+        }
         let rest = (overflow.is_some() || !parts.is_empty()).then(|| Box::new(Rest { overflow, parts }));
         RowState { content, ports: weight as u32, rest }
     }
@@ -99,21 +107,37 @@ impl Sets {
     }
 
     fn draft(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {
-        match &self.sets[set].kind {
+        let mut draft = match &self.sets[set].kind {
             Kind::Leaf { .. } => self.leaf(rules, set, elements),
             Kind::Inner(children) => {
                 let children = **children;
                 self.inner(rules, children, elements)
             }
+        };
+        if draft.over.is_some() {
+            // What it is too much of would be kept with every row that is too large.
+            (draft.steps, draft.parts) = (vec![], vec![]);
         }
+        draft
+    }
+
+    /// Adds a step, unless it says what the one before says.
+    fn step(&self, draft: &mut Draft, start: PortKey, by: Option<AttributionIndex>) {
+        if draft.steps.last().is_some_and(|&(_, before)| before == by) {
+            return;
+        }
+        let Limits { steps_per_row, mentions_per_row, .. } = self.limits;
+        draft.steps.push((start, by));
+        draft.mentions += by.map_or(0, |by| self.attributions[by].count as usize);
+        draft.over = too_many("ranges of ports", draft.steps.len(), steps_per_row)
+            .or_else(|| too_many("mentions of policies", draft.mentions, mentions_per_row));
     }
 
     fn leaf(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {
-        let Limits { steps_per_row, mentions_per_row, .. } = self.limits;
         let grants = self.matched(rules, set, elements);
         let weight = grants.len();
         let mut draft = Draft { weight, ..Draft::default() };
-        draft.over = too_many("ports of rules", weight, mentions_per_row);
+        draft.over = too_many("ports of rules", weight, self.limits.mentions_per_row);
         if draft.over.is_some() {
             return draft;
         }
@@ -142,26 +166,31 @@ impl Sets {
                 .map(|(&body, _)| body)
                 .collect();
             let by = (!by.is_empty()).then(|| self.attribution(rules, by));
-            step(&mut draft.steps, start, by);
-            draft.over = too_many("ranges of ports", draft.steps.len(), steps_per_row);
+            self.step(&mut draft, start, by);
             let Some(&(next, ..)) = left.first().filter(|_| draft.over.is_none()) else { return draft };
             start = next;
         }
     }
 
     fn inner(&mut self, rules: &mut Rules, children: [Option<SetIndex>; FAN], elements: &[Element]) -> Draft {
-        let Limits { steps_per_row, mentions_per_row, .. } = self.limits;
-        let mut draft = Draft::default();
+        let (mut draft, mut mentions) = (Draft::default(), 0);
         let mut steps: [Box<[_]>; FAN] = Default::default();
         for (steps, child) in steps.iter_mut().zip(children) {
             let Some(child) = child else { continue };
-            let part = self.part(rules, child, elements);
-            draft.parts.push(part);
-            draft.weight += self.parts[part].weight;
-            draft.over = draft.over.or(self.parts[part].over);
-            *steps = self.parts[part].steps.clone();
+            let id = self.part(rules, child, elements);
+            let part = &self.parts[id];
+            draft.parts.push(id);
+            draft.weight += part.weight as usize;
+            mentions += part.mentions as usize;
+            // Where its parts are too much, so is the whole.
+            let limit = self.limits.mentions_per_row;
+            let ports = too_many("ports of rules", draft.weight, limit);
+            draft.over = part.over.or(ports).or(too_many("mentions of policies", mentions, limit));
+            if draft.over.is_some() {
+                return draft;
+            }
+            *steps = part.steps.clone();
         }
-        draft.over = too_many("ports of rules", draft.weight, mentions_per_row).or(draft.over);
         let starts = sorted(steps.iter().flat_map(|steps| steps.iter().map(|&(start, _)| start)).collect());
         let mut next = [0; FAN];
         for start in starts {
@@ -176,8 +205,7 @@ impl Sets {
                 by[at] = next[at].checked_sub(1).and_then(|last| steps[at][last].1);
             }
             let by = self.joined(rules, by);
-            step(&mut draft.steps, start, by);
-            draft.over = too_many("ranges of ports", draft.steps.len(), steps_per_row);
+            self.step(&mut draft, start, by);
         }
         draft
     }
@@ -190,10 +218,11 @@ impl Sets {
         if let Some(part) = self.parts.find(&Asked(set, &own)) {
             return part;
         }
-        let Draft { steps, weight, over, parts } = self.draft(rules, set, &own);
+        let Draft { steps, weight, mentions, over, parts } = self.draft(rules, set, &own);
         steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.hold(by));
         parts.iter().for_each(|&part| self.parts.hold(part));
-        let part = Part { steps: steps.into(), weight, over, parts: parts.into() };
+        let (weight, mentions) = (weight as u32, mentions as u32);
+        let part = Part { steps: steps.into(), weight, mentions, over, parts: parts.into() };
         self.parts.insert(Of(set, own[..].into()), part)
     }
 
@@ -258,13 +287,9 @@ impl Sets {
     }
 }
 
-/// Adds a step, unless it says what the one before says.
-fn step(steps: &mut Steps, start: PortKey, by: Option<AttributionIndex>) {
-    if steps.last().is_none_or(|&(_, before)| before != by) {
-        steps.push((start, by));
-    }
-}
-
 fn too_many(what: &'static str, found: usize, limit: usize) -> Option<Over> {
     (found > limit).then_some((what, limit))
 }
+
+#[cfg(test)]
+mod tests;

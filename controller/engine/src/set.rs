@@ -294,18 +294,23 @@ impl Sets {
                 self.remove_overflow(policy, &fault);
             }
         }
-        self.parts.collect_all(|parts, _, part| {
-            part.parts.iter().for_each(|&part| parts.release(part));
-            part.steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.release(by));
-        });
         for (_, _, attributions) in self.contents.collect() {
             attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
-        list::collect(&mut self.attributions, |name| rules.policies.release(name.policy));
+        self.collect_parts(rules);
         for (_, elements, _) in self.atoms.collect() {
             elements.iter().for_each(|&(term, _)| rules.terms.release(term));
         }
         fewer
+    }
+
+    /// Frees the parts and the attributions that nobody holds any more.
+    pub(crate) fn collect_parts(&mut self, rules: &mut Rules) {
+        self.parts.collect_all(|parts, _, part| {
+            part.parts.iter().for_each(|&part| parts.release(part));
+            part.steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.release(by));
+        });
+        list::collect(&mut self.attributions, |name| rules.policies.release(name.policy));
     }
 }
 

@@ -4,18 +4,24 @@
 //! apart, the rows of all others multiply. So namespaces are compared by what each would need alone, not by
 //! what is there. Of those that need most the pods on that node are judged by closed sets: the same
 //! policies, without rules.
+//!
+//! That there is no room is found as soon as there is too much of anything, and what that is depends on what came
+//! first. So it says nothing of who is to be closed: that is worked out from what is there, limit by limit.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use durward_proto::Block;
 
 use crate::Fault;
 use crate::answer::{ByTerm, matching};
 use crate::block::{self, IpBlock};
 use crate::cluster::{Cluster, sorted};
-use crate::limit::{Load, Need};
+use crate::limit::{Load, Need, NoRoom};
 use crate::list::items;
 use crate::object::Key;
 use crate::own::Turns;
@@ -33,15 +39,16 @@ pub(crate) struct Shed {
     fault: Fault,
 }
 
-/// Namespaces that are to be closed, with their sets, because there is too much of something.
+/// A namespace that is open on a node, with its sets there.
 #[derive(Debug)]
-pub(crate) struct Closing {
-    need: Need,
-    namespaces: Vec<(NamespaceId, Vec<SetIndex>)>,
+pub(crate) struct Space {
+    name: Arc<str>,
+    namespace: NamespaceId,
+    sets: Vec<SetIndex>,
 }
 
-/// How much a namespace would need alone, and its sets.
-type Needing = (Reverse<usize>, Arc<str>, NamespaceId, Vec<SetIndex>);
+/// Namespaces that are to be closed, and what there would be too much of.
+pub(crate) type Closing = Vec<(Space, Need)>;
 
 impl View {
     /// Whether the namespace's pods are closed here.
@@ -68,28 +75,29 @@ impl View {
 }
 
 impl Refresh<'_> {
-    /// The namespaces to close: all that by themselves need too much, else the one that needs most.
-    pub(crate) fn choose(&mut self, need: Need) -> Closing {
-        let limit = need.of(&self.sets.limits).1;
-        let mut needs = self.needs(need);
-        let all = needs.iter().fold(0, |sum: usize, (Reverse(alone), ..)| sum.saturating_add(*alone));
-        let of_rows = matches!(need, Need::Rows | Need::Pages | Need::Ports | Need::Mentions);
-        if of_rows && all <= limit {
-            // Each by itself they would fit, all of them: there is so much because of who tells so many
-            // addresses apart, not because of whose rows that multiplies.
-            needs = self.needs(Need::Atoms);
+    /// The namespaces to close, so that there is room for these needs: all that by themselves need too much of
+    /// something, and then as many of those that need most as it takes.
+    pub(crate) fn choose(&mut self, needs: &[Need], atoms: &ByTerm) -> Closing {
+        let (mut closing, mut open) = (vec![], vec![]);
+        for space in self.spaces() {
+            let alone = std::slice::from_ref(&space);
+            match needs.iter().copied().find(|&need| self.is_too_much(need, alone, atoms)) {
+                Some(need) => closing.push((space, need)),
+                None => open.push(space),
+            }
         }
-        let too_much = needs.iter().take_while(|(Reverse(alone), ..)| all > limit && *alone > limit).count();
-        needs.truncate(too_much.max(1));
-        let namespaces: Vec<_> = needs.into_iter().map(|(.., namespace, sets)| (namespace, sets)).collect();
-        if namespaces.is_empty() {
+        for &need in needs {
+            let most = self.take_most(need, &mut open, atoms);
+            closing.extend(most.into_iter().map(|space| (space, need)));
+        }
+        if closing.is_empty() {
             unreachable!("closed sets need nothing, so that somebody is left who needs what is too much");
         }
-        Closing { need, namespaces }
+        closing
     }
 
-    /// How much each namespace that is not closed would need alone, and its sets; those that need most first.
-    fn needs(&mut self, need: Need) -> Vec<Needing> {
+    /// The namespaces that are not closed and whose pods here are isolated, by name.
+    fn spaces(&self) -> Vec<Space> {
         let mut by_namespace = BTreeMap::<NamespaceId, Vec<SetIndex>>::new();
         for (class, told) in &self.view.classes {
             let namespace = self.cluster.classes.key(*class).namespace;
@@ -98,45 +106,104 @@ impl Refresh<'_> {
             }
         }
         by_namespace.retain(|_, sets| !sets.is_empty());
-        let atoms = match need {
-            Need::Addresses | Need::Blocks => vec![],
-            _ => self.by_term(self.view.atoms.things()),
+        let space = |(namespace, sets)| {
+            let name = self.cluster.namespaces.key(namespace).clone();
+            Space { name, namespace, sets: sorted(sets) }
         };
-        let mut needs = vec![];
-        for (namespace, sets) in by_namespace {
-            let sets = sorted(sets);
-            let alone = self.alone(need, &sets, &atoms);
-            needs.push((Reverse(alone), self.cluster.namespaces.key(namespace).clone(), namespace, sets));
-        }
-        needs.sort_unstable();
-        needs
+        let mut spaces: Vec<_> = by_namespace.into_iter().map(space).collect();
+        spaces.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        spaces
     }
 
-    /// How much these sets would need alone.
-    fn alone(&mut self, need: Need, sets: &[SetIndex], atoms: &ByTerm) -> usize {
+    /// Takes out those that need most of something, until there is room for what the others need of it. Each by
+    /// itself needs no more than there is room for.
+    fn take_most(&mut self, need: Need, open: &mut Vec<Space>, atoms: &ByTerm) -> Vec<Space> {
+        if !self.is_too_much(need, open, atoms) {
+            return vec![];
+        }
+        let mut alone = self.rank(need, open, atoms);
+        let mut taken = vec![];
+        if Need::OF_ROWS.contains(&need) {
+            let limit = need.of(&self.sets.limits).1;
+            let mut sum: usize = alone.iter().sum();
+            let surely = alone.iter().take_while(|alone| {
+                let over = sum > limit;
+                sum -= **alone;
+                over
+            });
+            taken.extend(open.drain(..surely.count()));
+            // Each by itself they would fit, all of them: there is so much because of who tells so many addresses
+            // apart, not because of whose rows that multiplies.
+            alone = self.rank(Need::Atoms, open, atoms);
+        }
+        // The more are taken, the less do the others need.
+        let (mut few, mut enough) = (0, alone.len());
+        while few < enough {
+            let middle = (few + enough) / 2;
+            if self.is_too_much(need, &open[middle..], atoms) {
+                few = middle + 1;
+            } else {
+                enough = middle;
+            }
+        }
+        taken.extend(open.drain(..enough));
+        taken
+    }
+
+    /// Puts those that need most first; of those that need the same, the first by name. Gives how much each needs.
+    fn rank(&mut self, need: Need, open: &mut Vec<Space>, atoms: &ByTerm) -> Vec<usize> {
+        let spaces = std::mem::take(open).into_iter();
+        let mut ranked: Vec<_> =
+            spaces.map(|space| (self.count(need, std::slice::from_ref(&space), atoms), space)).collect();
+        ranked.sort_by(|(one, a), (other, b)| other.cmp(one).then_with(|| a.name.cmp(&b.name)));
+        let alone;
+        (alone, *open) = ranked.into_iter().unzip();
+        alone
+    }
+
+    fn is_too_much(&mut self, need: Need, spaces: &[Space], atoms: &ByTerm) -> bool {
+        self.count(need, spaces, atoms) > need.of(&self.sets.limits).1
+    }
+
+    /// How much these namespaces would need, if they were all; what is too much is not counted further.
+    fn count(&mut self, need: Need, spaces: &[Space], atoms: &ByTerm) -> usize {
+        let sets: Vec<_> = spaces.iter().flat_map(|space| &space.sets).copied().collect();
         let terms = sets.iter().flat_map(|&set| self.sets.sets[set].terms.iter().copied());
         let terms = sorted(terms.collect());
         match need {
+            Need::BlockMatches | Need::Blocks => self.count_blocks(need, &terms),
             Need::Addresses => self.count_addresses(&terms),
-            Need::Blocks => self.prefixes(&terms).map_or(usize::MAX, |(prefixes, _)| prefixes),
-            Need::Matches => {
-                let of_blocks = self.prefixes(&terms).map_or(usize::MAX, |(_, matches)| matches);
-                of_blocks.max(told_apart(&terms, atoms).0.len())
-            }
-            Need::Atoms => told_apart(&terms, atoms).1,
+            Need::AtomMatches => told_apart(&terms, atoms).0.len(),
+            Need::Atoms => told_apart(&terms, atoms).1 + usize::from(self.are_holes_told_apart(&terms)),
             Need::Rows | Need::Pages | Need::Ports | Need::Mentions => {
-                let (kinds, _) = told_apart(&terms, atoms);
-                let mut load = Load::default();
-                for &set in sets {
-                    load += self.base_load(set);
-                    // What is too much need not be counted further.
-                    if self.new_rows(set, &kinds, &mut load).is_err() {
-                        break;
-                    }
-                }
-                load.of(need)
+                self.count_rows(need, &sets, &told_apart(&terms, atoms).0)
             }
         }
+    }
+
+    fn count_rows(&mut self, need: Need, sets: &[SetIndex], kinds: &ByTerm) -> usize {
+        let limit = need.of(&self.sets.limits).1;
+        let mut load = Load::default();
+        for &set in sets {
+            if load.of(need) > limit {
+                break;
+            }
+            if need == Need::Rows {
+                // There may be so many that none of them can be worked out.
+                let matching = matching(&self.sets.sets[set].terms, kinds);
+                load.rows += matching.chunk_by(|(one, _), (other, _)| one == other).count();
+                continue;
+            }
+            load += self.base_load(set);
+            let counted = self.told_rows(set, kinds, |row| {
+                load += row;
+                if load.of(need) > limit { Err(NoRoom) } else { Ok(()) }
+            });
+            if counted.is_err() {
+                break;
+            }
+        }
+        load.of(need)
     }
 
     /// How many addresses of pods match one of these terms.
@@ -156,32 +223,56 @@ impl Refresh<'_> {
                 Some(block) => some.extend(classes.map(|class| (class, &**block))),
             }
         }
-        let addresses = |class: ClassId| {
-            self.cluster.classes[class].members.iter().flat_map(|member| member.addresses.iter().copied())
-        };
         let all = sorted(all);
         some.retain(|(class, _)| all.binary_search(class).is_err());
         some.sort_by_key(|&(class, _)| class);
-        let inside = some.chunk_by(|one, other| one.0 == other.0).map(|same| {
-            let holds = |address: &IpAddr| same.iter().any(|(_, block)| block.contains(*address));
-            addresses(same[0].0).filter(holds).count()
-        });
-        all.iter().map(|&class| addresses(class).count()).chain(inside).sum()
+        let (mut shared, mut count) = (HashSet::new(), 0);
+        let mut add = |class: ClassId, holds: &dyn Fn(IpAddr) -> bool| {
+            let members = self.cluster.classes[class].members.iter();
+            let addresses = members.flat_map(|member| member.addresses.iter().copied());
+            // What several pods have is one address.
+            for address in addresses.filter(|&address| holds(address)) {
+                count += usize::from(!self.cluster.owners.is_shared(address) || shared.insert(address));
+            }
+        };
+        all.into_iter().for_each(|class| add(class, &|_| true));
+        for same in some.chunk_by(|one, other| one.0 == other.0) {
+            add(same[0].0, &|address| same.iter().any(|(_, block)| block.contains(address)));
+        }
+        count
     }
 
-    /// How many prefixes these terms' blocks need, and how many terms those match; none if too much.
-    fn prefixes(&self, terms: &[TermId]) -> Option<(usize, usize)> {
-        let blocks = terms.iter().filter_map(|&term| Some((term, self.rules.block(term)?)));
-        let flat = block::flatten(blocks, &self.sets.limits).ok()?;
-        Some((flat.len(), flat.values().map(Vec::len).sum()))
+    /// How many prefixes these terms' blocks need, or how many of the terms those match.
+    fn count_blocks(&self, need: Need, terms: &[TermId]) -> usize {
+        let limit = need.of(&self.sets.limits).1;
+        let mut found = 0;
+        let counted = self.flat(terms, |prefixes, matches| {
+            found = if need == Need::Blocks { prefixes } else { matches };
+            if found > limit { Err(NoRoom) } else { Ok(()) }
+        });
+        drop(counted);
+        found
+    }
+
+    /// Whether some prefix matches none of these terms within one that does: an atom of its own, which no row is of.
+    fn are_holes_told_apart(&self, terms: &[TermId]) -> bool {
+        let Ok(flat) = self.flat(terms, |_, _| Ok::<_, Infallible>(()));
+        flat.values().any(Vec::is_empty)
+    }
+
+    fn flat<E>(
+        &self,
+        terms: &[TermId],
+        count: impl FnMut(usize, usize) -> Result<(), E>,
+    ) -> Result<BTreeMap<Block, Vec<TermId>>, E> {
+        block::flatten(terms.iter().filter_map(|&term| Some((term, self.rules.block(term)?))), count)
     }
 
     /// Closes the pods of namespaces. Gives the sets that come into use and go out of it.
     pub(crate) fn close(&mut self, closing: Closing, turns: &mut Turns) -> Uses<SetIndex> {
-        let Closing { need, namespaces } = closing;
-        let (what, limit) = need.of(&self.sets.limits);
         let mut classes = vec![];
-        for (namespace, sets) in namespaces {
+        for (Space { namespace, sets, .. }, need) in closing {
+            let (what, limit) = need.of(&self.sets.limits);
             let fault = Fault::TooManyOnNode { node: self.cluster.nodes.key(self.node).clone(), what, limit };
             let policy = self.loudest(&sets);
             self.sets.add_overflow(policy.clone(), fault.clone());

@@ -21,7 +21,7 @@ use crate::address::Change;
 use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt, sorted};
 use crate::elements::Element;
-use crate::limit::{Load, Need};
+use crate::limit::{Load, Need, NoRoom};
 use crate::own::{SetPair, Told};
 use crate::rules::{Rules, Term};
 use crate::set::Sets;
@@ -109,7 +109,7 @@ impl Refresh<'_> {
         patch: &mut Patch,
     ) -> Result<(), Closing> {
         if change.blocks {
-            patch.blocks = self.blocks(change).map_err(|need| self.choose(need))?;
+            patch.blocks = self.blocks(change).map_err(|NoRoom| self.choose(&Need::OF_BLOCKS, &vec![]))?;
         }
         patch.addresses = self.addresses(change, marked);
         self.rows(sets, patch)
@@ -145,9 +145,11 @@ impl Refresh<'_> {
         change.terms.then(turnover);
     }
 
-    fn blocks(&mut self, change: &Change) -> Result<Delta<Block, AtomId>, Need> {
+    fn blocks(&mut self, change: &Change) -> Result<Delta<Block, AtomId>, NoRoom> {
         let terms = self.view.terms.iter().filter_map(|term| Some((term, self.rules.block(term)?)));
-        let flat = block::flatten(terms, &self.sets.limits)?;
+        let flat = block::flatten(terms, |prefixes, matches| {
+            self.sets.limits.hold_all([(Need::Blocks, prefixes), (Need::BlockMatches, matches)])
+        })?;
         let mut delta = Delta::default();
         let mut blocks = vec![];
         for (block, terms) in flat {

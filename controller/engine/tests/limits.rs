@@ -131,7 +131,7 @@ fn cases() -> Vec<Case> {
                 egress("evil/many", "", [rule((8..13).map(nested), [])]),
             ],
             loudest: "many",
-            what: "matches of peers",
+            what: "matches of blocks",
             limit: 30,
         },
         Case {
@@ -370,4 +370,58 @@ fn of_namespaces_that_need_the_same_the_first_is_closed_and_of_those_that_need_t
     assert_eq!(closed(6, &[("b", 4), ("aa", 3)]), ["b"]);
     assert_eq!(closed(5, &[("b", 2), ("aa", 2), ("ccc", 2)]), ["aa"]);
     assert_eq!(closed(3, &[("b", 4), ("aa", 4), ("ccc", 2)]), ["aa", "b"]);
+}
+
+/// Every order of these.
+fn orders<T: Clone>(things: &[T]) -> Vec<Vec<T>> {
+    if things.is_empty() {
+        return vec![vec![]];
+    }
+    let first = |at: usize| {
+        let mut others = things.to_vec();
+        let first = others.remove(at);
+        orders(&others).into_iter().map(move |others| [vec![first.clone()], others].concat())
+    };
+    (0..things.len()).flat_map(first).collect()
+}
+
+#[test]
+fn where_two_namespaces_are_too_much_of_two_things_what_came_first_does_not_say_who_is_closed() {
+    // Together they need too many pages and too many mentions. Without either there is room for the other.
+    let limits = Limits { pages_per_node: 5, mentions_per_node: 15, ..Limits::default() };
+    let pods_of = |name: &str, n: u8| {
+        let with = format!("n=x{n}");
+        [("north", 1), ("elsewhere", 2)].map(|(node, host)| {
+            let address = format!("10.{}.{n}.{host}", name.len());
+            Event::Pod(pod(&format!("{name}/on-{node}-{n}"), node, &with, &[&address]))
+        })
+    };
+    let scattered = |key: &str, n: u8| {
+        let ports = (0..20).map(|port| tcp(2 * port));
+        Event::Policy(ingress(key, "", [rule([pods(&format!("n=x{n}"))], ports)]))
+    };
+    let open = (0..14).map(|n| ingress(&format!("mentions/open-{n:02}"), "", [rule([pods("n=x0")], [])]));
+    let things = [
+        [pods_of("pages", 0), pods_of("pages", 1)].concat(),
+        [scattered("pages/0", 0), scattered("pages/1", 1)].into(),
+        pods_of("mentions", 0).into(),
+        pods_of("mentions", 1).into(),
+        [vec![scattered("mentions/1", 1)], open.map(Event::Policy).collect()].concat(),
+    ];
+    let mut fresh = Engine::new(limits);
+    fresh.apply(things.concat());
+    let closed = fresh.subscribe("north");
+    for order in orders(&things) {
+        let (mut late, mut early, mut told) = (Engine::new(limits), Engine::new(limits), Told::default());
+        told.subscribe(&mut early, "north");
+        for events in &order {
+            late.apply(events.clone());
+            told.hear(early.apply(events.clone()));
+        }
+        assert_eq!(late.subscribe("north"), closed, "{order:?}");
+        told.hear(early.reconsider());
+        assert_eq!(told.views["north"], closed, "{order:?}");
+        let fault = Fault::TooManyOnNode { node: "north".into(), what: "pages of ranges of ports", limit: 5 };
+        assert_eq!(told.faults, [(Key::new("pages", "0"), fault)].into());
+    }
 }
