@@ -112,7 +112,20 @@ fn print(steps: &[Step]) -> String {
 
 #[test]
 fn history_does_not_matter() {
-    let history = prop::collection::vec(step(), 1..10);
+    // Begins with a cluster to which some nodes are subscribed: what happens then concerns somebody.
+    let begin = step().prop_flat_map(|first| {
+        let events = prop::collection::vec(random::event(), 0..40);
+        events.prop_map(move |events| Step { events, ..first.clone() })
+    });
+    let history = (begin, prop::collection::vec(step(), 1..10), any::<bool>());
+    let history = history.prop_map(|(begin, mut steps, blocks)| {
+        steps.insert(0, begin);
+        if !blocks {
+            let without = |events: Vec<_>| events.into_iter().map(random::without_blocks).collect();
+            steps.iter_mut().for_each(|step| step.events = without(std::mem::take(&mut step.events)));
+        }
+        steps
+    });
     random::check(
         10_000,
         history,

@@ -69,6 +69,21 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// The event, with the policy's own namespace in place of each block: where there are blocks, addresses are looked at one by
+/// one, and otherwise by class.
+pub(crate) fn without_blocks(mut event: Event) -> Event {
+    if let Event::Policy(Policy { spec: Spec::Readable(rules), .. }) = &mut event {
+        for rule in rules.ingress.iter_mut().chain(&mut rules.egress).flatten() {
+            for peer in &mut rule.peers {
+                if let Peer::Block { .. } = peer {
+                    *peer = Peer::Pods { namespaces: None, pods: Selector::default() };
+                }
+            }
+        }
+    }
+    event
+}
+
 fn logging() -> impl Strategy<Value = Logging> {
     let mode = || select(vec![LogMode::Off, LogMode::All, LogMode::Delegated]);
     (mode(), mode(), 0..3_i64).prop_map(|(allow, deny, generation)| Logging { allow, deny, generation })
