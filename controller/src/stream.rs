@@ -8,7 +8,7 @@ use durward_proto::wire::{from_node, to_node};
 use durward_proto::{encode, wire};
 use futures::Stream;
 use prost::Message;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
@@ -42,7 +42,7 @@ struct Talk {
     opening: std::vec::IntoIter<to_node::Message>,
     mailbox: Arc<Mailbox>,
     stream: u64,
-    bell: watch::Receiver<()>,
+    bell: Arc<Notify>,
     /// Why the node's half ended.
     heard_last: oneshot::Receiver<Status>,
     /// Listens to the node's half as long as this half lives; else the stream would never close.
@@ -115,7 +115,7 @@ impl NodeStream {
         let (reply, answer) = oneshot::channel();
         let ask = Ask::Subscribe { node: node.clone(), has, detail, reply };
         self.asks.send(ask).await.map_err(|_| stopping())?;
-        let Subscription { mailbox, stream, opening } =
+        let Subscription { mailbox, stream, opening, bell } =
             answer.await.map_err(|_| Status::from(End::Replaced))??;
         info!(node = &*node, has, "a node's stream begins");
         let leave = Leave { mailbox: mailbox.clone(), stream, node };
@@ -129,7 +129,7 @@ impl NodeStream {
         });
         Ok(Box::new(Talk {
             opening: self.open(opening).into_iter(),
-            bell: mailbox.bell(),
+            bell,
             mailbox,
             stream,
             heard_last,
@@ -161,7 +161,6 @@ impl Talk {
             return Ok(message);
         }
         loop {
-            self.bell.mark_unchanged();
             if let Some((number, patch)) = self.mailbox.take(self.stream)? {
                 let change = wire::Change {
                     to: Some(wire::Version { epoch, number }),
@@ -177,7 +176,7 @@ impl Talk {
                 return Ok(to_node::Message::Change(change));
             }
             tokio::select! {
-                rung = self.bell.changed() => rung.map_err(|_| stopping())?,
+                () = self.bell.notified() => {}
                 last = &mut self.heard_last => return Err(last.unwrap_or_else(|_| stopping())),
             }
         }
