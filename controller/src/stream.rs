@@ -158,6 +158,8 @@ impl NodeStream {
 impl Talk {
     async fn next(&mut self, epoch: u64, metrics: &Metrics) -> Result<to_node::Message, Status> {
         if let Some(message) = self.opening.next() {
+            // Else tonic would gather parts in the buffer that it keeps.
+            tokio::task::yield_now().await;
             return Ok(message);
         }
         loop {
@@ -244,6 +246,42 @@ impl Listener {
             if let Some(heard) = self.mailbox.acknowledge(self.stream, version.number) {
                 self.metrics.propagation.observe(heard.elapsed().as_secs_f64());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use durward_proto::NodeView;
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn parts_of_a_view_leave_one_by_one() {
+        const PARTS: usize = 3;
+        let (mailbox, stream) = (Arc::new(Mailbox::new(1, Detail::Frontends)), 1);
+        let (_, bell) = mailbox.open(stream, None, NodeView::default);
+        let part = to_node::Message::Snapshot(wire::Patch::default());
+        let (_last, heard_last) = oneshot::channel();
+        let talk = Talk {
+            opening: vec![part; PARTS].into_iter(),
+            mailbox: mailbox.clone(),
+            stream,
+            bell,
+            heard_last,
+            _listener: JoinSet::new(),
+            _leave: Leave { mailbox, stream, node: "node-1".into() },
+        };
+        let phase = Phase::Talking(Box::new(talk));
+        let talking = NodeStream { asks: mpsc::channel(1).0, epoch: 7, metrics: Arc::default(), phase };
+        let mut messages = pin!(talking.into_stream());
+        for _ in 0..PARTS {
+            // What encodes sends what it has when it must wait.
+            assert!(messages.next().now_or_never().is_none());
+            assert!(messages.next().await.is_some_and(|part| part.is_ok()));
         }
     }
 }
