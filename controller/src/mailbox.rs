@@ -1,11 +1,11 @@
 //! Between the task that owns the engine and the stream of one node. Pure, but for waking the stream.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use durward_engine::Detail;
 use durward_proto::{NodeView, Patch};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::outlet::{Lost, Opening, Outlet};
 
@@ -28,22 +28,39 @@ pub(crate) enum End {
 pub(crate) struct Mailbox {
     detail: Detail,
     inner: Mutex<Inner>,
-    bell: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct Inner {
     outlet: Outlet,
     /// The stream that is open.
-    stream: Option<u64>,
+    stream: Option<Open>,
     closed: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    bell: Arc<Notify>,
+}
+
+impl Inner {
+    fn is_open(&self, stream: u64) -> bool {
+        self.stream.as_ref().is_some_and(|open| open.number == stream)
+    }
+
+    fn ring(&self) {
+        if let Some(open) = &self.stream {
+            open.bell.notify_one();
+        }
+    }
 }
 
 impl Mailbox {
     /// The mailbox of a node whose view is version `first`.
     pub(crate) fn new(first: u64, detail: Detail) -> Self {
         let inner = Inner { outlet: Outlet::new(first), stream: None, closed: false };
-        Self { detail, inner: Mutex::new(inner), bell: watch::Sender::new(()) }
+        Self { detail, inner: Mutex::new(inner) }
     }
 
     /// How much of Services the view tells.
@@ -58,18 +75,25 @@ impl Mailbox {
 
     /// The view changes. See [`Outlet::push`].
     pub(crate) fn push(&self, patch: Patch, heard: Instant) -> Result<(), Lost> {
-        let pushed = self.inner().outlet.push(patch, heard);
-        self.bell.send_replace(());
+        let mut inner = self.inner();
+        let pushed = inner.outlet.push(patch, heard);
+        inner.ring();
         pushed
     }
 
-    /// A stream begins, and replaces the one before it. See [`Outlet::open`].
-    pub(crate) fn open(&self, stream: u64, has: Option<u64>, whole: impl FnOnce() -> NodeView) -> Opening {
+    /// A stream begins, and replaces the one before it. See [`Outlet::open`]. Its bell rings whenever there may
+    /// be something to take.
+    pub(crate) fn open(
+        &self,
+        stream: u64,
+        has: Option<u64>,
+        whole: impl FnOnce() -> NodeView,
+    ) -> (Opening, Arc<Notify>) {
         let mut inner = self.inner();
-        inner.stream = Some(stream);
-        let opening = inner.outlet.open(has, whole);
-        self.bell.send_replace(());
-        opening
+        inner.ring();
+        let bell = Arc::new(Notify::new());
+        inner.stream = Some(Open { number: stream, bell: bell.clone() });
+        (inner.outlet.open(has, whole), bell)
     }
 
     /// The patch that a stream is to send now, if there is one.
@@ -78,7 +102,7 @@ impl Mailbox {
         if inner.closed {
             return Err(End::Closed);
         }
-        if inner.stream != Some(stream) {
+        if !inner.is_open(stream) {
             return Err(End::Replaced);
         }
         if inner.outlet.is_lost() {
@@ -90,7 +114,7 @@ impl Mailbox {
     /// The stream could not send what it took: the next one begins with the whole view.
     pub(crate) fn forget(&self, stream: u64) {
         let mut inner = self.inner();
-        if inner.stream == Some(stream) {
+        if inner.is_open(stream) {
             inner.outlet.forget();
         }
     }
@@ -98,21 +122,22 @@ impl Mailbox {
     /// A stream ends.
     pub(crate) fn leave(&self, stream: u64) {
         let mut inner = self.inner();
-        if inner.stream == Some(stream) {
+        if inner.is_open(stream) {
             inner.stream = None;
         }
     }
 
     /// The mailbox is given up: its stream ends.
     pub(crate) fn close(&self) {
-        self.inner().closed = true;
-        self.bell.send_replace(());
+        let mut inner = self.inner();
+        inner.closed = true;
+        inner.ring();
     }
 
     /// The node has a version in its kernel. See [`Outlet::acknowledge`].
     pub(crate) fn acknowledge(&self, stream: u64, number: u64) -> Option<Instant> {
         let mut inner = self.inner();
-        if inner.stream == Some(stream) { inner.outlet.acknowledge(number) } else { None }
+        if inner.is_open(stream) { inner.outlet.acknowledge(number) } else { None }
     }
 
     /// Whether a stream is open.
@@ -123,10 +148,5 @@ impl Mailbox {
     /// Whether the node has the logging that is in force.
     pub(crate) fn runs_logging(&self) -> bool {
         self.inner().outlet.runs_logging()
-    }
-
-    /// Rings whenever there may be something to take.
-    pub(crate) fn bell(&self) -> watch::Receiver<()> {
-        self.bell.subscribe()
     }
 }

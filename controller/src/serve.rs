@@ -13,7 +13,7 @@ use durward_proto::{DecodeError, IdentifyRequest, NodeReport, wire};
 use futures::Stream;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
@@ -57,8 +57,14 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
         .add_service(control)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(incoming(listener), stop)
         .await
+}
+
+/// The connections of nodes. Without `TCP_NODELAY` a change would wait until the node's kernel has confirmed
+/// the one before it, and that takes its time.
+fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 #[tonic::async_trait]

@@ -8,7 +8,7 @@ use durward_proto::wire::{from_node, to_node};
 use durward_proto::{encode, wire};
 use futures::Stream;
 use prost::Message;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
@@ -42,7 +42,7 @@ struct Talk {
     opening: std::vec::IntoIter<to_node::Message>,
     mailbox: Arc<Mailbox>,
     stream: u64,
-    bell: watch::Receiver<()>,
+    bell: Arc<Notify>,
     /// Why the node's half ended.
     heard_last: oneshot::Receiver<Status>,
     /// Listens to the node's half as long as this half lives; else the stream would never close.
@@ -115,7 +115,7 @@ impl NodeStream {
         let (reply, answer) = oneshot::channel();
         let ask = Ask::Subscribe { node: node.clone(), has, detail, reply };
         self.asks.send(ask).await.map_err(|_| stopping())?;
-        let Subscription { mailbox, stream, opening } =
+        let Subscription { mailbox, stream, opening, bell } =
             answer.await.map_err(|_| Status::from(End::Replaced))??;
         info!(node = &*node, has, "a node's stream begins");
         let leave = Leave { mailbox: mailbox.clone(), stream, node };
@@ -129,7 +129,7 @@ impl NodeStream {
         });
         Ok(Box::new(Talk {
             opening: self.open(opening).into_iter(),
-            bell: mailbox.bell(),
+            bell,
             mailbox,
             stream,
             heard_last,
@@ -158,10 +158,11 @@ impl NodeStream {
 impl Talk {
     async fn next(&mut self, epoch: u64, metrics: &Metrics) -> Result<to_node::Message, Status> {
         if let Some(message) = self.opening.next() {
+            // Else tonic would gather parts in the buffer that it keeps.
+            tokio::task::yield_now().await;
             return Ok(message);
         }
         loop {
-            self.bell.mark_unchanged();
             if let Some((number, patch)) = self.mailbox.take(self.stream)? {
                 let change = wire::Change {
                     to: Some(wire::Version { epoch, number }),
@@ -177,7 +178,7 @@ impl Talk {
                 return Ok(to_node::Message::Change(change));
             }
             tokio::select! {
-                rung = self.bell.changed() => rung.map_err(|_| stopping())?,
+                () = self.bell.notified() => {}
                 last = &mut self.heard_last => return Err(last.unwrap_or_else(|_| stopping())),
             }
         }
@@ -245,6 +246,42 @@ impl Listener {
             if let Some(heard) = self.mailbox.acknowledge(self.stream, version.number) {
                 self.metrics.propagation.observe(heard.elapsed().as_secs_f64());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use durward_proto::NodeView;
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn parts_of_a_view_leave_one_by_one() {
+        const PARTS: usize = 3;
+        let (mailbox, stream) = (Arc::new(Mailbox::new(1, Detail::Frontends)), 1);
+        let (_, bell) = mailbox.open(stream, None, NodeView::default);
+        let part = to_node::Message::Snapshot(wire::Patch::default());
+        let (_last, heard_last) = oneshot::channel();
+        let talk = Talk {
+            opening: vec![part; PARTS].into_iter(),
+            mailbox: mailbox.clone(),
+            stream,
+            bell,
+            heard_last,
+            _listener: JoinSet::new(),
+            _leave: Leave { mailbox, stream, node: "node-1".into() },
+        };
+        let phase = Phase::Talking(Box::new(talk));
+        let talking = NodeStream { asks: mpsc::channel(1).0, epoch: 7, metrics: Arc::default(), phase };
+        let mut messages = pin!(talking.into_stream());
+        for _ in 0..PARTS {
+            // What encodes sends what it has when it must wait.
+            assert!(messages.next().now_or_never().is_none());
+            assert!(messages.next().await.is_some_and(|part| part.is_ok()));
         }
     }
 }

@@ -14,7 +14,7 @@ use durward_engine::{Detail, Engine, Fault, Limits, Outcome};
 use durward_proto::{Identity, Logging, NodeReport, Workload};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info};
 
@@ -72,6 +72,8 @@ pub(crate) struct Subscription {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) stream: u64,
     pub(crate) opening: Opening,
+    /// Rings whenever there may be something to take.
+    pub(crate) bell: Arc<Notify>,
 }
 
 /// A node says a name that the cluster does not know.
@@ -337,8 +339,8 @@ impl Task {
             }
         };
         self.streams += 1;
-        let opening = mailbox.open(self.streams, has, || self.engine.subscribe_with(node, detail));
-        Ok(Subscription { mailbox, stream: self.streams, opening })
+        let (opening, bell) = mailbox.open(self.streams, has, || self.engine.subscribe_with(node, detail));
+        Ok(Subscription { mailbox, stream: self.streams, opening, bell })
     }
 
     /// A node is gone.

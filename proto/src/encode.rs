@@ -9,9 +9,10 @@ use crate::{
     NodeView, Patch, Pod, PodUid, PolicyList, Row, Service, Set, SetDelta, SetId, Verdict, Version, wire,
 };
 
-/// How large a part of a snapshot becomes. A single row of more than about 9,000 steps is larger; it goes
-/// alone.
-pub const MAX_PART_BYTES: usize = 256 << 10;
+/// How large a part of a snapshot becomes; a single row of more than about 280 steps is larger, and goes alone.
+/// So small because each connection keeps a buffer for as long as it lives that once held its largest message:
+/// tonic's has 8 KiB at first, and does not grow for these.
+pub const MAX_PART_BYTES: usize = 8_000;
 
 /// What a field adds to the message that holds it, besides its content: key and length.
 const FIELD_BYTES: usize = 4;

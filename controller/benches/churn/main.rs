@@ -3,10 +3,12 @@
 //!
 //! CPU time and memory are the daemon's own, as the kernel counts them for its process. An event's time
 //! runs from when its line is handed to the watch's connection until a node's gRPC client has the
-//! message, both by the clock of this process.
+//! message, both by the clock of this process. The nodes have one thread, and do no more than HTTP/2 and
+//! the measurement need: else their own need of CPU would be most of what is measured.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on says where")]
 
+mod connection;
 mod daemon;
 mod events;
 mod json;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use daemon::Daemon;
 use events::Sent;
 use nodes::Latencies;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
 /// How many nodes subscribe; the cluster has more.
@@ -34,11 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 fn main() {
     durward_controller::raise_open_files().unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(measure());
+    let runtime = Runtime::new().unwrap();
+    let nodes = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(measure(&nodes));
 }
 
-async fn measure() {
+async fn measure(runtime_of_nodes: &Runtime) {
     let sent = Arc::new(Sent::new());
     let (api, changes) = server::start().await;
     let begin = Instant::now();
@@ -49,7 +53,8 @@ async fn measure() {
 
     let (latencies, counts) = (Arc::new(Latencies::default()), Arc::new(AtomicBool::new(false)));
     let begin = Instant::now();
-    let nodes = nodes::subscribe(daemon.grpc, &sent, &latencies, &counts).await;
+    let nodes = nodes::subscribe(daemon.grpc, sent.clone(), latencies.clone(), counts.clone());
+    let nodes = runtime_of_nodes.spawn(nodes).await.unwrap();
     println!("{SUBSCRIBERS} nodes have their views after {:.1} s", begin.elapsed().as_secs_f64());
 
     // As much again first: what grows only once, such as buffers, is there then.

@@ -5,14 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use durward_proto::wire::control_client::ControlClient;
-use durward_proto::wire::{FromNode, Hello, Patch, ToNode, from_node, to_node};
-use tokio::sync::mpsc::{self, Sender};
+use durward_proto::wire::{FromNode, Hello, Patch, from_node, to_node};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
-use tonic::transport::Endpoint;
 
+use crate::connection::Connection;
 use crate::events::Sent;
 use crate::scenario::node;
 use crate::{PATIENCE, SUBSCRIBERS};
@@ -75,14 +71,13 @@ impl Latencies {
 /// Subscribes all nodes; they have their views when this is done.
 pub(crate) async fn subscribe(
     controller: SocketAddr,
-    sent: &Arc<Sent>,
-    latencies: &Arc<Latencies>,
-    counts: &Arc<AtomicBool>,
+    sent: Arc<Sent>,
+    latencies: Arc<Latencies>,
+    counts: Arc<AtomicBool>,
 ) -> Vec<JoinHandle<()>> {
     let (mut opening, mut nodes) = (JoinSet::new(), vec![]);
-    let listens = |(outbound, inbound)| {
-        tokio::spawn(listen(outbound, inbound, sent.clone(), latencies.clone(), counts.clone()))
-    };
+    let listens =
+        |connection| tokio::spawn(listen(connection, sent.clone(), latencies.clone(), counts.clone()));
     for n in 0..SUBSCRIBERS {
         if opening.len() >= AT_ONCE {
             nodes.extend(opening.join_next().await.map(|opened| listens(opened.unwrap())));
@@ -97,26 +92,22 @@ pub(crate) async fn subscribe(
 }
 
 /// Subscribes a node and hears its view.
-async fn open(controller: SocketAddr, node: String) -> (Sender<FromNode>, Streaming<ToNode>) {
-    let endpoint = Endpoint::from_shared(format!("http://{controller}")).unwrap();
-    let mut client = ControlClient::new(endpoint.connect().await.unwrap());
-    let (outbound, messages) = mpsc::channel(4);
+async fn open(controller: SocketAddr, node: String) -> Connection {
+    let mut connection = Connection::open(controller).await;
     let hello = from_node::Message::Hello(Hello { node, has: None, backends: false });
-    outbound.send(FromNode { message: Some(hello) }).await.unwrap();
-    let mut inbound = client.subscribe(ReceiverStream::new(messages)).await.unwrap().into_inner();
-    while !matches!(inbound.message().await.unwrap().unwrap().message, Some(to_node::Message::InSync(_))) {}
-    (outbound, inbound)
+    connection.say(FromNode { message: Some(hello) }).await;
+    while !matches!(connection.hear().await, to_node::Message::InSync(_)) {}
+    connection
 }
 
 async fn listen(
-    outbound: Sender<FromNode>,
-    mut inbound: Streaming<ToNode>,
+    mut connection: Connection,
     sent: Arc<Sent>,
     latencies: Arc<Latencies>,
     counts: Arc<AtomicBool>,
 ) {
-    while let Some(ToNode { message }) = inbound.message().await.unwrap() {
-        let Some(to_node::Message::Change(change)) = message else {
+    loop {
+        let to_node::Message::Change(change) = connection.hear().await else {
             panic!("only changes come after the view")
         };
         let patch = change.patch.unwrap();
@@ -129,7 +120,7 @@ async fn listen(
                     .for_each(|&since| latencies.count(since));
             }
         }
-        outbound.send(FromNode { message: change.to.map(from_node::Message::Acked) }).await.unwrap();
+        connection.say(FromNode { message: change.to.map(from_node::Message::Acked) }).await;
     }
 }
 

@@ -11,6 +11,8 @@ use durward_proto::wire::control_client::ControlClient;
 use durward_proto::wire::{FromNode, Hello, from_node};
 use durward_proto::{Direction, Identity, LateAttach, LogMode, Logging, NodeView, PodName, PortKey, ToNode};
 use durward_proto::{Verdict, Version};
+use futures::StreamExt;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -281,6 +283,14 @@ async fn a_node_that_falls_too_far_behind_comes_back_for_the_whole_view() {
         again.hear().await.unwrap();
     }
     assert!(again.view.pods.values().all(|pod| pod.addresses[0].to_string().starts_with("10.3.")));
+}
+
+#[tokio::test]
+async fn a_change_does_not_wait_for_the_confirmation_of_the_one_before() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _node = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let accepted = soon(incoming(listener).next()).await;
+    assert!(accepted.unwrap().unwrap().nodelay().unwrap());
 }
 
 #[tokio::test]
