@@ -172,11 +172,19 @@ impl Rules {
 
     /// The list of all bodies of some lists, no two of which have one in common.
     pub(crate) fn union(&mut self, lists: &[ListId]) -> Option<ListId> {
+        if let [] | [_] = lists {
+            return lists.first().copied();
+        }
+        if let Some(&union) = self.unions.get(lists) {
+            return Some(union);
+        }
         let largest = *lists.iter().max_by_key(|&&list| self.lists[list].count)?;
         let others = lists.iter().filter(|&&list| list != largest);
         let others: Vec<_> =
             others.flat_map(|&list| items(&self.lists, list)).map(|body| (body, true)).collect();
-        self.edited(Some(largest), &others)
+        let union = self.edited(Some(largest), &others)?;
+        self.unions.insert(lists.into(), union);
+        Some(union)
     }
 }
 
@@ -195,4 +203,40 @@ fn edit_all(mut items: Vec<BodyId>, edits: &[Edit]) -> Vec<BodyId> {
     items.retain(|body| gone.binary_search(body).is_err());
     items.extend(edits.iter().filter(|(_, comes)| *comes).map(|&(body, _)| body));
     sorted(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limits;
+    use crate::cluster::Cluster;
+    use crate::sample::ingress;
+
+    #[test]
+    fn unions_are_made_once_in_a_batch() {
+        let (mut cluster, mut rules) = (Cluster::default(), Rules::default());
+        let list_of = |rules: &mut Rules, cluster: &mut Cluster, name: &str| {
+            let policy = ingress(&format!("a/{name}"), "", []);
+            let body = rules.compile(cluster, &Limits::default(), policy).bodies[0];
+            rules.edited(None, &[(body.expect("it isolates on ingress"), true)]).expect("it is not empty")
+        };
+        let names = |rules: &Rules, list| -> Vec<_> {
+            let bodies = items(&rules.lists, list).into_iter();
+            bodies.map(|body| rules.names.key(rules.bodies[body].name).name.to_string()).collect()
+        };
+        let lists = ["one", "other"].map(|name| list_of(&mut rules, &mut cluster, name));
+        let union = rules.union(&lists).expect("it is not empty");
+        assert_eq!(rules.union(&lists), Some(union));
+        assert_eq!(
+            (rules.unions.len(), rules.union(&lists[..1]), rules.union(&[])),
+            (1, Some(lists[0]), None)
+        );
+        // Nobody holds them: after the batch the same numbers mean something else.
+        rules.collect(&mut cluster);
+        let lists = ["further", "last"].map(|name| list_of(&mut rules, &mut cluster, name));
+        let union = rules.union(&lists).expect("it is not empty");
+        let mut names = names(&rules, union);
+        names.sort_unstable();
+        assert_eq!(names, ["further", "last"]);
+    }
 }
