@@ -30,8 +30,12 @@ use crate::outlet::{Lost, Opening};
 const MAX_BATCH: usize = 1024;
 /// How often progress is counted.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-/// How long after a node that has no room for some namespaces was tried again the next one is.
+/// How often nodes that have no room for some namespaces are tried again at most.
 const RECONSIDER_INTERVAL: Duration = Duration::from_secs(1);
+/// For how long no further node is begun with then.
+const RECONSIDER_TIME: Duration = Duration::from_millis(100);
+/// The rest after that, as a multiple of what it took: one node may take longer.
+const RECONSIDER_REST: u32 = 10;
 
 /// Something that happened in the cluster.
 #[derive(Debug)]
@@ -112,7 +116,7 @@ pub(crate) struct Task {
     problems: HashMap<Arc<str>, Vec<String>>,
     /// Of all policies, so that an Event can be found with its policy.
     policy_uids: HashMap<Key, Arc<str>>,
-    failing_closed: BTreeSet<Key>,
+    failing_closed: BTreeMap<Key, Fault>,
     logging: Logging,
     progress: watch::Sender<Progress>,
     notices: Notices,
@@ -148,7 +152,7 @@ impl Task {
             waiting: HashMap::new(),
             problems: HashMap::new(),
             policy_uids: HashMap::new(),
-            failing_closed: BTreeSet::new(),
+            failing_closed: BTreeMap::new(),
             logging: Logging::default(),
             progress,
             notices,
@@ -169,7 +173,6 @@ impl Task {
         let mut count = tokio::time::interval(PROGRESS_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reconsider = tokio::time::interval(RECONSIDER_INTERVAL);
-        reconsider.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 received = changes.recv_many(&mut batch, MAX_BATCH) => {
@@ -184,8 +187,9 @@ impl Task {
                 },
                 _ = count.tick() => self.count(),
                 _ = reconsider.tick() => {
-                    let outcome = self.engine.reconsider();
-                    self.publish(outcome, Instant::now());
+                    let begun = Instant::now();
+                    self.reconsider(RECONSIDER_TIME);
+                    reconsider.reset_after(rest_after(begun.elapsed()));
                 }
                 () = &mut stop => break,
             }
@@ -245,12 +249,28 @@ impl Task {
         self.tell(faults);
     }
 
+    /// Tries nodes again that have no room for some namespaces: one, and others as long as there is time.
+    fn reconsider(&mut self, time: Duration) {
+        let begun = Instant::now();
+        while let Some(outcome) = self.engine.reconsider() {
+            self.publish(outcome, Instant::now());
+            if begun.elapsed() >= time {
+                break;
+            }
+        }
+    }
+
     fn tell(&mut self, faults: BTreeMap<Key, Option<Fault>>) {
         for (key, fault) in faults {
             let Some(fault) = fault else {
                 self.failing_closed.remove(&key);
                 continue;
             };
+            // One Event says it for all nodes.
+            let known = self.failing_closed.insert(key.clone(), fault.clone());
+            if known.is_some_and(|known| known.is_same_but_for_node(&fault)) {
+                continue;
+            }
             self.metrics.fault(Kind::NetworkPolicy);
             let Key { namespace, name } = &key;
             let uid = self.policy_uids.get(&key).map(|uid| &**uid);
@@ -261,7 +281,6 @@ impl Task {
                 action: "FailClosed",
                 note: fault.to_string(),
             });
-            self.failing_closed.insert(key);
         }
         self.metrics.policies_failing_closed.set(self.failing_closed.len() as i64);
     }
@@ -389,7 +408,15 @@ impl Task {
     }
 }
 
+/// How long to wait after nodes were tried again for so long.
+fn rest_after(took: Duration) -> Duration {
+    RECONSIDER_INTERVAL.max(took * RECONSIDER_REST)
+}
+
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -302,13 +302,18 @@ impl Refresh<'_> {
             When::Before => self.cluster.groups_before(class),
             When::Now => &self.cluster.classes[class].groups,
         };
-        for &term in groups.iter().flat_map(|&group| &self.cluster.groups[group].terms) {
+        // Very many groups may have terms that only others use. Those that went may be of groups that are not routed
+        // here any more.
+        let all = when == When::Before && !change.terms.went.is_empty();
+        let groups = groups.iter().filter(|&&group| all || self.cluster.is_routed(group, self.node));
+        for &term in groups.flat_map(|&group| &self.cluster.groups[group].terms) {
+            if !self.uses(change, term, when) {
+                continue;
+            }
             let content = self.rules.terms.key(term);
-            let inside = match (&content.block, address) {
-                (Some(block), Some(address)) => block.contains(address),
-                _ => true,
-            };
-            if !inside || !self.uses(change, term, when) {
+            if let (Some(block), Some(address)) = (&content.block, address)
+                && !block.contains(address)
+            {
                 continue;
             }
             match &content.port {

@@ -10,7 +10,7 @@ use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
 use crate::cluster::sorted;
 use crate::elements::Element;
 use crate::limit::{Load, Need, NoRoom};
-use crate::set::Whole;
+use crate::set::{Sets, Whole};
 use crate::shed::Closing;
 use crate::table::{AtomIndex, RowIndex, SetIndex, TermId};
 use crate::tally::Turnover;
@@ -37,7 +37,7 @@ impl Refresh<'_> {
     /// Brings the rows up to date, if the node can hold them. Otherwise nothing has happened, and what is to
     /// be closed comes out of it.
     pub(crate) fn rows(&mut self, sets: &Turnover<SetIndex>, patch: &mut Patch) -> Result<(), Closing> {
-        let before = if sets.went.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
+        let before = self.by_terms_of(&sets.went);
         let mut uses = std::mem::take(&mut self.atoms);
         let atoms = self.view.atoms.settle(&mut uses);
         let entries = self.view.entries.saturating_add_signed(uses.sum());
@@ -102,7 +102,7 @@ impl Refresh<'_> {
                 *told = self.new_rows(*set, &came, &mut answers.load)?;
             }
         }
-        let all = if sets.came.is_empty() { vec![] } else { self.by_term(self.view.atoms.things()) };
+        let all = self.by_terms_of(&sets.came);
         for &set in &sets.came {
             answers.load += self.base_load(set);
             let came = self.new_rows(set, &all, &mut answers.load)?;
@@ -206,6 +206,15 @@ impl Refresh<'_> {
         self.sets.rows.release(row);
     }
 
+    /// All atoms by the terms of these sets: others may be very many, and one set comes or goes whenever a pod does.
+    fn by_terms_of(&self, sets: &[SetIndex]) -> ByTerm {
+        if sets.is_empty() {
+            return vec![];
+        }
+        let terms = sets.iter().flat_map(|&set| self.sets.sets[set].terms.iter().copied());
+        by_terms(self.sets, self.view.atoms.things(), &sorted(terms.collect()))
+    }
+
     pub(crate) fn by_term(&self, atoms: impl Iterator<Item = AtomIndex>) -> ByTerm {
         let mut by_term: ByTerm = atoms
             .flat_map(|atom| self.sets.atoms.key(atom).iter().map(move |&element| (element, atom)))
@@ -226,6 +235,18 @@ impl Refresh<'_> {
     }
 }
 
+/// Atoms by those of the terms that they match that are among these, which are sorted.
+fn by_terms(sets: &Sets, atoms: impl Iterator<Item = AtomIndex>, terms: &[TermId]) -> ByTerm {
+    let mut by_terms = vec![];
+    for atom in atoms {
+        let elements = sets.atoms.key(atom).iter();
+        let used = elements.filter(|(term, _)| terms.binary_search(term).is_ok());
+        by_terms.extend(used.map(|&element| (element, atom)));
+    }
+    by_terms.sort_unstable();
+    by_terms
+}
+
 /// What of these terms (sorted) the atoms match, sorted.
 pub(crate) fn matching(terms: &[TermId], atoms: &ByTerm) -> Vec<(AtomIndex, Element)> {
     let mut matching: Vec<(AtomIndex, Element)> = vec![];
@@ -242,3 +263,6 @@ pub(crate) fn matching(terms: &[TermId], atoms: &ByTerm) -> Vec<(AtomIndex, Elem
     matching.sort_unstable();
     matching
 }
+
+#[cfg(test)]
+mod tests;

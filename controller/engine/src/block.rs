@@ -104,20 +104,24 @@ fn spans(blocks: impl Iterator<Item = (Block, AtomIndex)>) -> Spans {
 /// What each prefix that occurs in the blocks matches, where that differs from what the next shorter
 /// one matches. An address matches what the longest prefix that holds it does, because blocks and
 /// their holes begin and end nowhere else. `count` hears how many prefixes and how many matches of terms there
-/// are so far, and may end it.
+/// are so far, and may end it. As a match counts each block and each hole, too: there may be very many that say
+/// nothing new.
 pub(crate) fn flatten<'a, E>(
     blocks: impl IntoIterator<Item = (TermId, &'a IpBlock)>,
     mut count: impl FnMut(usize, usize) -> Result<(), E>,
 ) -> Result<BTreeMap<Block, Vec<TermId>>, E> {
     // For each prefix, which terms begin to match there and which stop.
     let mut edges: BTreeMap<Block, Vec<(TermId, bool)>> = BTreeMap::new();
+    let mut matches = 0;
     for (term, IpBlock { block, except }) in blocks {
+        matches += 1 + except.len();
+        count(0, matches)?;
         edges.entry(*block).or_default().push((term, true));
         for hole in except {
             edges.entry(*hole).or_default().push((term, false));
         }
     }
-    let (mut found, mut matches) = (BTreeMap::new(), 0);
+    let mut found = BTreeMap::new();
     let mut inside = Vec::<(Block, Vec<TermId>)>::new();
     let mut cover = Cover::default();
     // A prefix comes before those within it.
@@ -179,5 +183,29 @@ impl Cover {
 
     fn terms(&self) -> Vec<TermId> {
         self.matching.iter().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Id;
+
+    #[test]
+    fn prefixes_that_say_nothing_new_are_counted() {
+        let cidr = |text: &str| text.parse::<Block>().expect("a block");
+        // Each hole is within the one before: only the first says something new.
+        let except = (9..32).map(|length| cidr(&format!("10.0.0.0/{length}"))).collect();
+        let block = IpBlock { block: cidr("10.0.0.0/8"), except };
+        let mut counts = (0, 0);
+        let count = |prefixes, matches| {
+            counts = (prefixes, matches);
+            if matches > 10 { Err(matches) } else { Ok(()) }
+        };
+        assert_eq!(flatten([(TermId::new(0), &block)], count), Err(24));
+        assert_eq!(counts, (0, 24));
+        let all =
+            flatten([(TermId::new(0), &block)], |_, matches| if matches > 25 { Err(()) } else { Ok(()) });
+        assert_eq!(all.map(|all| all.len()), Ok(2));
     }
 }

@@ -235,6 +235,11 @@ impl Cluster {
         }
     }
 
+    /// Whether the node's rules use a term of the group.
+    pub(crate) fn is_routed(&self, group: GroupId, node: NodeId) -> bool {
+        self.groups[group].nodes.binary_search_by_key(&node, |(other, _)| *other).is_ok()
+    }
+
     pub(crate) fn mark_pod(&mut self, pod: PodId, node: Option<NodeId>) {
         if let Some(node) = node.filter(|&node| self.nodes[node].subscribed) {
             dirt(&mut self.nodes, &mut self.dirty, node).pods.push(pod);

@@ -54,6 +54,8 @@ pub struct Sizes {
     pub frontends: usize,
     /// EndpointSlices.
     pub slices: usize,
+    /// Namespaces that nodes close, those of each node counted.
+    pub closed: usize,
 }
 
 /// For how many classes the sets are remembered.
@@ -75,6 +77,8 @@ pub struct Engine {
     pairs: HashMap<ClassId, SetPair>,
     /// Policies that isolate groups from now on, or no longer, in the order of events.
     edits: Vec<(GroupId, Direction, BodyId, bool)>,
+    /// How many events there were that can change for whom a node has room.
+    generation: u64,
     /// The node that `reconsider` tried last.
     reconsidered: Option<NodeId>,
 }
@@ -93,6 +97,7 @@ impl Engine {
             views: HashMap::new(),
             pairs: HashMap::new(),
             edits: vec![],
+            generation: 0,
             reconsidered: None,
         }
     }
@@ -119,19 +124,25 @@ impl Engine {
     /// A node that cannot hold what all of its pods' policies need closes the pods of those namespaces that
     /// need most, and holds them closed: to find out whether that must be so still may cost as much
     /// as they need. So that it costs no more than its caller wants to spend, each call tries the next such
-    /// node. Also says what is new of policies since the last outcome because nodes subscribed or left.
-    pub fn reconsider(&mut self) -> Outcome {
-        let shedding = self.views.iter().filter(|(_, view)| !view.shed.is_empty()).map(|(&node, _)| node);
-        let next = shedding.min_by_key(|&node| (self.reconsidered >= Some(node), node));
+    /// node since whose last try there was an event of a pod, a namespace or a policy; without one, it would end as
+    /// that did. Also says what is new of policies since the last outcome because nodes subscribed or left. None if
+    /// there is nothing to try and nothing to say.
+    pub fn reconsider(&mut self) -> Option<Outcome> {
+        let waits = |view: &View| !view.shed.is_empty() && view.tried != self.generation;
+        let waiting = self.views.iter().filter(|(_, view)| waits(view)).map(|(&node, _)| node);
+        let next = waiting.min_by_key(|&node| (self.reconsidered >= Some(node), node));
         if let Some(node) = next
             && let Some(view) = self.views.get_mut(&node)
         {
+            view.tried = self.generation;
             let classes = view.open(&mut self.cluster, &mut self.sets);
             dirt(&mut self.cluster.nodes, &mut self.cluster.dirty, node).classes = classes;
             self.reconsidered = next;
+        } else if !self.sets.is_touched() {
+            return None;
         }
         let patches = self.publish_dirty();
-        self.conclude(patches, vec![])
+        Some(self.conclude(patches, vec![]))
     }
 
     /// Brings all that is marked up to date.
@@ -191,6 +202,13 @@ impl Engine {
 
     /// Takes one event; policies that it is about are added.
     fn take(&mut self, event: Event, policies: &mut Vec<Key>) {
+        use Event::{EndpointSlice, EndpointSliceGone, Logging, Service, ServiceGone};
+        if !matches!(
+            event,
+            Service(_) | ServiceGone(_) | EndpointSlice(_) | EndpointSliceGone(_) | Logging(_)
+        ) {
+            self.generation += 1;
+        }
         match event {
             Event::Pod(pod) => self.cluster.put_pod(pod),
             Event::PodGone(key) => self.cluster.remove_pod(&key),
@@ -292,7 +310,7 @@ impl Engine {
         self.cluster.watching += 1;
         let pods = self.cluster.nodes[node].pods.to_vec();
         self.cluster.nodes[node].dirt = Some(Dirt { pods, ..Dirt::default() });
-        self.views.insert(node, View::default());
+        self.views.entry(node).or_default().tried = self.generation;
         self.services.listen(node, detail);
         let mut patches = HashMap::new();
         self.publish(node, &mut patches);
@@ -336,6 +354,7 @@ impl Engine {
             atoms: self.sets.atoms.len(),
             rows: self.sets.rows.len(),
             attributions: self.sets.attributions.len(),
+            closed: self.views.values().map(|view| view.shed.len()).sum(),
         }
     }
 

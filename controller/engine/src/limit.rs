@@ -175,13 +175,25 @@ pub enum Fault {
          let it mention fewer pods, blocks and ports"
     )]
     TooManyOnNode {
-        /// Which node; of several, the first by name.
-        node: Arc<str>,
         /// Of what.
         what: &'static str,
         /// How many there may be.
         limit: usize,
+        /// Which node; of several, the first by name.
+        node: Arc<str>,
     },
+}
+
+impl Fault {
+    /// Whether it says the same of a policy, if of another node.
+    pub fn is_same_but_for_node(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::TooManyOnNode { what, limit, .. }, Self::TooManyOnNode { what: of, limit: most, .. }) => {
+                (what, limit) == (of, most)
+            }
+            _ => self == other,
+        }
+    }
 }
 
 impl Need {

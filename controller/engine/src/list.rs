@@ -86,7 +86,7 @@ impl Path {
 type Edit = (BodyId, bool);
 
 /// What isolates a group's pods in a direction. Most groups have one policy, so that it needs no list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Isolating {
     One(BodyId),
     More(ListId),
@@ -219,10 +219,22 @@ impl Rules {
             Isolating::More(list) => Some(*list),
             Isolating::One(_) => None,
         });
-        let largest = lists.max_by_key(|&list| self.lists[list].count);
+        let largest = lists.clone().max_by_key(|&list| self.lists[list].count);
+        let of_lists: usize = lists.map(|list| self.lists[list].count as usize).sum();
+        let added = of.len() + of_lists - largest.map_or(0, |list| self.lists[list].count as usize);
+        // Where little is added, the union is made sooner than it is found.
+        if added > LEAF
+            && let Some(&union) = self.unions.get(of)
+        {
+            return Some(union);
+        }
         let others = of.iter().filter(|&&by| Some(by) != largest.map(Isolating::More));
         let others: Vec<_> = others.flat_map(|&by| self.bodies_of(by)).map(|body| (body, true)).collect();
-        self.edited(largest, &others)
+        let union = self.edited(largest, &others)?;
+        if added > LEAF {
+            self.unions.insert(of.into(), union);
+        }
+        Some(union)
     }
 }
 
@@ -241,4 +253,41 @@ fn edit_all(mut items: Vec<BodyId>, edits: &[Edit]) -> Vec<BodyId> {
     items.retain(|body| gone.binary_search(body).is_err());
     items.extend(edits.iter().filter(|(_, comes)| *comes).map(|&(body, _)| body));
     sorted(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::Limits;
+    use crate::cluster::Cluster;
+    use crate::sample::ingress;
+
+    #[test]
+    fn unions_are_made_once_in_a_batch() {
+        let (mut cluster, mut rules) = (Cluster::default(), Rules::default());
+        let many = |rules: &mut Rules, cluster: &mut Cluster, name: &str| -> Vec<_> {
+            let names = (0..=LEAF).map(|n| format!("a/{name}-{n:02}"));
+            let policies = names.map(|name| ingress(&name, "", []));
+            let bodies = policies.map(|policy| {
+                let id = rules.policy(cluster, policy.key.clone());
+                rules.compile(cluster, &Limits::default(), id, policy).bodies[0]
+            });
+            bodies.map(|body| Isolating::One(body.expect("it isolates on ingress"))).collect()
+        };
+        let names = |rules: &Rules, list| -> BTreeSet<_> {
+            let bodies = items(&rules.lists, list).into_iter();
+            bodies.map(|body| rules.said(rules.bodies[body].name).name.to_string()).collect()
+        };
+        let bodies = many(&mut rules, &mut cluster, "one");
+        let union = rules.union(&bodies).expect("it is not empty");
+        assert_eq!(rules.union(&bodies), Some(union));
+        assert_eq!((rules.unions.len(), rules.union(&[])), (1, None));
+        // Nobody holds them: after the batch the same numbers mean something else.
+        rules.collect(&mut cluster);
+        let bodies = many(&mut rules, &mut cluster, "other");
+        let union = rules.union(&bodies).expect("it is not empty");
+        assert_eq!(names(&rules, union), (0..=LEAF).map(|n| format!("other-{n:02}")).collect());
+    }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use durward_proto::{Block, Digest, Digester, Direction, PortKey, view};
+use hashbrown::HashMap;
 
 use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
-use crate::list::{self, Branch, ListState, Path};
+use crate::list::{self, Branch, Isolating, ListState, Path};
 use crate::object::{Key, Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
 use crate::table::{BodyId, GroupId, ListId, NamespaceId, PolicyId, Table, TermId};
 use crate::{Fault, Limits};
@@ -75,6 +76,8 @@ pub(crate) struct Rules {
     pub(crate) bodies: Table<BodyId, Digest, Body>,
     /// Lists of them: what isolates pods.
     pub(crate) lists: Table<ListId, Branch<ListId, BodyId>, ListState>,
+    /// Long unions that were asked for in the batch: many classes are of the same groups.
+    pub(crate) unions: HashMap<Box<[Isolating]>, ListId>,
 }
 
 impl Rules {
@@ -262,6 +265,7 @@ impl Rules {
 
     /// Frees what nobody holds any more, and lets go of what that held.
     pub(crate) fn collect(&mut self, cluster: &mut Cluster) {
+        self.unions = HashMap::new();
         list::collect(&mut self.lists, |body| self.bodies.release(body));
         for (_, _, body) in self.bodies.collect() {
             body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));

@@ -250,6 +250,11 @@ impl Sets {
         self.overflows.get(policy)?.keys().next()
     }
 
+    /// Whether there are policies of which that may have changed since `take_touched`.
+    pub(crate) fn is_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
     /// Policies of which that may have changed since the last time.
     pub(crate) fn take_touched(&mut self) -> BTreeSet<Key> {
         std::mem::take(&mut self.touched)

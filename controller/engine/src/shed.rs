@@ -78,8 +78,14 @@ impl Refresh<'_> {
     /// The namespaces to close, so that there is room for these needs: all that by themselves need too much of
     /// something, and then as many of those that need most as it takes.
     pub(crate) fn choose(&mut self, needs: &[Need], atoms: &ByTerm) -> Closing {
+        let spaces = self.spaces();
+        // Where there is room for all of them, there is for each.
+        let Some(first) = needs.iter().position(|&need| self.is_too_much(need, &spaces, atoms)) else {
+            unreachable!("closed sets need nothing, so that somebody is left who needs what is too much");
+        };
+        let needs = &needs[first..];
         let (mut closing, mut open) = (vec![], vec![]);
-        for space in self.spaces() {
+        for space in spaces {
             let alone = std::slice::from_ref(&space);
             match needs.iter().copied().find(|&need| self.is_too_much(need, alone, atoms)) {
                 Some(need) => closing.push((space, need)),
@@ -89,9 +95,6 @@ impl Refresh<'_> {
         for &need in needs {
             let most = self.take_most(need, &mut open, atoms);
             closing.extend(most.into_iter().map(|space| (space, need)));
-        }
-        if closing.is_empty() {
-            unreachable!("closed sets need nothing, so that somebody is left who needs what is too much");
         }
         closing
     }

@@ -55,6 +55,8 @@ pub(crate) struct View {
     attributions: Tally<AttributionIndex>,
     /// Namespaces whose pods here are closed, because the node cannot hold what their policies need.
     pub(crate) shed: Vec<Shed>,
+    /// The engine's generation when it was last tried with none of them closed.
+    pub(crate) tried: u64,
 }
 
 impl View {

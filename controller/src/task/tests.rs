@@ -1,0 +1,84 @@
+use durward_engine::sample::{ingress, pod, pods, rule};
+
+use super::*;
+use crate::event::Notice;
+
+/// A task with nodes on which there is room for few atoms, and what is told of policies.
+fn task(nodes: &[&str]) -> (Task, mpsc::Receiver<Notice>) {
+    let metrics = Arc::new(Metrics::default());
+    let (notices, told) = Notices::new(metrics.clone());
+    let (progress, backends) = (watch::Sender::default(), watch::Sender::new(false));
+    let mut task = Task::new(progress, backends, notices, Arc::default(), metrics);
+    task.engine = Engine::new(Limits { atoms_per_node: 1, ..Limits::default() });
+    nodes.iter().for_each(|node| drop(task.engine.subscribe(node)));
+    (task, told)
+}
+
+/// A pod on a node, which is an atom of its own, and a policy that tells them apart.
+fn pod_on(node: &str, n: usize) -> Change {
+    let (key, labels) = (format!("shop/{node}"), format!("n{n}=x"));
+    Change::Engine(Event::Pod(pod(&key, node, &labels, &[&format!("10.0.0.{n}")])))
+}
+
+fn policy(n: usize) -> Change {
+    let policy = ingress(&format!("shop/policy-{n}"), "", [rule([pods(&format!("n{n}"))], [])]);
+    Change::Policy(policy, format!("uid-{n}").into())
+}
+
+fn policy_gone(n: usize) -> Change {
+    Change::Engine(Event::PolicyGone(Key::new("shop", format!("policy-{n}"))))
+}
+
+fn notes(told: &mut mpsc::Receiver<Notice>) -> Vec<String> {
+    std::iter::from_fn(|| told.try_recv().ok()).map(|notice| notice.note).collect()
+}
+
+fn closed(task: &Task) -> usize {
+    task.engine.sizes().closed
+}
+
+#[test]
+fn nodes_are_tried_as_long_as_there_is_time_and_one_in_any_case() {
+    let nodes = ["a", "b", "c", "d"];
+    let (mut task, _told) = task(&nodes);
+    let pods = nodes.iter().enumerate().map(|(n, node)| pod_on(node, n));
+    task.apply(pods.chain([policy(0), policy(1)]), Instant::now());
+    assert_eq!(closed(&task), 4);
+    task.apply([policy_gone(1)].into_iter(), Instant::now());
+    assert_eq!(closed(&task), 4);
+    task.reconsider(Duration::ZERO);
+    assert_eq!(closed(&task), 3);
+    task.reconsider(Duration::MAX);
+    assert_eq!(closed(&task), 0);
+    assert_eq!(task.metrics.policies_failing_closed.get(), 0);
+}
+
+#[test]
+fn the_rest_is_in_proportion_to_the_time_that_it_took() {
+    assert_eq!(rest_after(Duration::from_millis(3)), Duration::from_secs(1));
+    assert_eq!(rest_after(Duration::from_millis(150)), Duration::from_millis(1_500));
+    assert_eq!(rest_after(Duration::from_secs(7)), Duration::from_secs(70));
+}
+
+#[test]
+fn one_event_says_of_a_policy_that_nodes_have_no_room_and_which_limit_they_meet() {
+    let (mut task, mut told) = task(&["a", "b", "c"]);
+    task.apply([pod_on("b", 1), pod_on("c", 2), policy(1), policy(2)].into_iter(), Instant::now());
+    let first = notes(&mut told);
+    assert!(
+        matches!(&first[..], [note] if note.starts_with("node b would need more than 1 kinds")),
+        "{first:?}"
+    );
+    // Another node comes to it, and then those leave one by one of which it was said.
+    task.apply([pod_on("a", 3)].into_iter(), Instant::now());
+    assert_eq!(closed(&task), 3);
+    for node in ["a", "b", "c"] {
+        task.apply([Change::Engine(Event::PodGone(Key::new("shop", node)))].into_iter(), Instant::now());
+        task.reconsider(Duration::MAX);
+    }
+    assert_eq!(notes(&mut told), Vec::<String>::new());
+    assert_eq!(task.metrics.policies_failing_closed.get(), 0);
+    // It was over, and is news when it happens again.
+    task.apply([pod_on("a", 1), pod_on("c", 2)].into_iter(), Instant::now());
+    assert_eq!(notes(&mut told).len(), 1);
+}
