@@ -3,7 +3,7 @@
 use durward_proto::{Attribution, AttributionId, PolicyList};
 
 use crate::cluster::sorted;
-use crate::list::{self, Branch, FAN, LEAF};
+use crate::list::{self, Branch, FAN};
 use crate::rules::{Name, Rules};
 use crate::set::Sets;
 use crate::table::{AttributionIndex, BodyId};
@@ -56,7 +56,7 @@ impl Sets {
         if count == 0 {
             return None;
         }
-        if count as usize <= LEAF {
+        if count as usize <= self.limits.policies_per_leaf {
             let names = present().flat_map(|child| list::items(&self.attributions, child)).collect();
             return Some(self.attribution_to(rules, sorted(names)));
         }

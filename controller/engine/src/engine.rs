@@ -91,7 +91,7 @@ impl Engine {
             logging: Logging::default(),
             reported: HashMap::new(),
             cluster: Cluster::default(),
-            rules: Rules::default(),
+            rules: Rules::new(&limits),
             sets: Sets::new(limits),
             services: Services::default(),
             views: HashMap::new(),

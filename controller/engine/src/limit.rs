@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::list::LEAF;
 use crate::object::{Peer, Spec};
 
 /// How much one policy may say, and how much a node may hold.
@@ -24,6 +25,9 @@ pub struct Limits {
     /// Steps of one row: ranges of ports with a verdict of their own, for one pod and one remote
     /// address. Kernels take no more.
     pub steps_per_row: usize,
+    /// How many policies a list has at most that is not divided. All controllers must have the same, for what lists
+    /// are called depends on it; fewer than the default is for tests, in which lists are short.
+    pub policies_per_leaf: usize,
     /// How often the rules behind one row, and the attributions in it, may mention a policy.
     pub mentions_per_row: usize,
     /// Addresses of pods that the rules on one node mention. Kernels hold 524,288, so that there is room
@@ -55,6 +59,7 @@ impl Default for Limits {
             peers_per_policy: 5_000,
             ports_per_policy: 5_000,
             steps_per_row: 16_384,
+            policies_per_leaf: LEAF,
             mentions_per_row: 1_000_000,
             addresses_per_node: 400_000,
             blocks_per_node: 65_536,

@@ -15,7 +15,7 @@ use crate::object::{Key, Protocol};
 use crate::rules::Rules;
 use crate::table::{BodyId, Id, ListId, Table};
 
-/// How many policies a list may have that is not divided.
+/// How many policies a list may have that is not divided, but for tests.
 pub(crate) const LEAF: usize = 32;
 /// Into how many a list is divided.
 pub(crate) const FAN: usize = 8;
@@ -160,7 +160,7 @@ impl Rules {
             *child = self.edit(*child, &here, depth + 1);
         }
         let count: u32 = children.iter().flatten().map(|&child| self.lists[child].count).sum();
-        if count as usize <= LEAF {
+        if count as usize <= self.leaf {
             let bodies = children.into_iter().flatten().flat_map(|child| items(&self.lists, child)).collect();
             return self.build(bodies, depth);
         }
@@ -171,7 +171,7 @@ impl Rules {
         if bodies.is_empty() {
             return None;
         }
-        if bodies.len() <= LEAF || depth == DEEPEST {
+        if bodies.len() <= self.leaf || depth == DEEPEST {
             return Some(self.list(Branch::Leaf(sorted(bodies).into())));
         }
         let mut parts = [const { vec![] }; FAN];
@@ -223,7 +223,7 @@ impl Rules {
         let of_lists: usize = lists.map(|list| self.lists[list].count as usize).sum();
         let added = of.len() + of_lists - largest.map_or(0, |list| self.lists[list].count as usize);
         // Where little is added, the union is made sooner than it is found.
-        if added > LEAF
+        if added > self.leaf
             && let Some(&union) = self.unions.get(of)
         {
             return Some(union);
@@ -231,7 +231,7 @@ impl Rules {
         let others = of.iter().filter(|&&by| Some(by) != largest.map(Isolating::More));
         let others: Vec<_> = others.flat_map(|&by| self.bodies_of(by)).map(|body| (body, true)).collect();
         let union = self.edited(largest, &others)?;
-        if added > LEAF {
+        if added > self.leaf {
             self.unions.insert(of.into(), union);
         }
         Some(union)
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn unions_are_made_once_in_a_batch() {
-        let (mut cluster, mut rules) = (Cluster::default(), Rules::default());
+        let (mut cluster, mut rules) = (Cluster::default(), Rules::new(&Limits::default()));
         let many = |rules: &mut Rules, cluster: &mut Cluster, name: &str| -> Vec<_> {
             let names = (0..=LEAF).map(|n| format!("a/{name}-{n:02}"));
             let policies = names.map(|name| ingress(&name, "", []));

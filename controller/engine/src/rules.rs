@@ -68,8 +68,10 @@ pub(crate) struct PolicyState {
 }
 
 /// Everything that policies are compiled to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Rules {
+    /// How many policies a list may have that is not divided.
+    pub(crate) leaf: usize,
     pub(crate) terms: Table<TermId, Term, Digest>,
     pub(crate) policies: Table<PolicyId, Key, PolicyState>,
     /// By the digest of their content.
@@ -81,6 +83,17 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            leaf: limits.policies_per_leaf,
+            terms: Table::default(),
+            policies: Table::default(),
+            bodies: Table::default(),
+            lists: Table::default(),
+            unions: HashMap::new(),
+        }
+    }
+
     /// The policy with this key; it is not there until somebody says so.
     pub(crate) fn policy(&mut self, cluster: &mut Cluster, key: Key) -> PolicyId {
         self.policies.find(&key).unwrap_or_else(|| {

@@ -6,7 +6,8 @@ use crate::sample::{egress, pods, rule};
 
 #[test]
 fn atoms_are_taken_by_the_terms_that_are_asked_for_only() {
-    let (mut cluster, mut rules, mut sets) = (Cluster::default(), Rules::default(), Sets::default());
+    let (mut cluster, mut rules, mut sets) =
+        (Cluster::default(), Rules::new(&Limits::default()), Sets::default());
     let peers = (0..4).map(|n| pods(&format!("app=a{n}")));
     let policy = egress("a/policy", "", [rule(peers, [])]);
     let id = rules.policy(&mut cluster, policy.key.clone());

@@ -9,7 +9,7 @@ use crate::sample::{ingress, range, rule};
 /// The base row of a set of so many policies, each of which permits ports from one of its own on to everybody; and
 /// how many parts and attributions there are then, with nothing let go of yet.
 fn base_row(policies: u16, limits: Limits) -> (RowState, usize, usize) {
-    let (mut cluster, mut rules) = (Cluster::default(), Rules::default());
+    let (mut cluster, mut rules) = (Cluster::default(), Rules::new(&limits));
     let bodies: Vec<_> = (0..policies)
         .map(|n| {
             let policy =
