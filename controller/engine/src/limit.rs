@@ -211,8 +211,8 @@ impl Need {
         Self::AtomMatches,
         Self::Atoms,
         Self::Rows,
-        Self::Pages,
         Self::Ports,
+        Self::Pages,
         Self::Mentions,
     ];
 
@@ -220,7 +220,7 @@ impl Need {
     pub(crate) const OF_BLOCKS: [Self; 2] = [Self::BlockMatches, Self::Blocks];
 
     /// Those of rows: what several namespaces need of them is at least what each does, together.
-    pub(crate) const OF_ROWS: [Self; 4] = [Self::Rows, Self::Pages, Self::Ports, Self::Mentions];
+    pub(crate) const OF_ROWS: [Self; 4] = [Self::Rows, Self::Ports, Self::Pages, Self::Mentions];
 
     /// What there is too much of, and how much there may be.
     pub(crate) fn of(self, limits: &Limits) -> (&'static str, usize) {
@@ -268,5 +268,19 @@ impl Limits {
         ];
         let over = counts.into_iter().find(|(_, found, limit)| found > limit);
         over.map(|(what, found, limit)| Fault::TooMany { what, found, limit })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_it_costs_to_work_rows_out_is_bounded_before_they_are() {
+        let at = |need| Need::ALL.iter().position(|other| *other == need);
+        // The number of rows is known without any of them; of the others each needs all rows.
+        assert!(at(Need::Rows) < at(Need::Ports));
+        assert!(at(Need::Ports) < at(Need::Pages) && at(Need::Ports) < at(Need::Mentions));
+        assert_eq!(Need::ALL[5..], Need::OF_ROWS);
     }
 }

@@ -1,10 +1,11 @@
 //! Which pods have an address. Pure.
 
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hashbrown::HashMap;
 
-use crate::table::PodId;
+use crate::table::{PodId, room_for_more};
 
 /// Pods by their addresses. Nearly all addresses are IPv4 ones that one pod has, so that those take no more
 /// than they must.
@@ -64,8 +65,8 @@ impl Owners {
 
     fn put(&mut self, address: IpAddr, pod: PodId) -> Option<PodId> {
         match address {
-            IpAddr::V4(v4) => self.v4.insert(v4, pod),
-            IpAddr::V6(v6) => self.v6.insert(v6, pod),
+            IpAddr::V4(v4) => insert(&mut self.v4, v4, pod),
+            IpAddr::V6(v6) => insert(&mut self.v6, v6, pod),
         }
     }
 
@@ -75,4 +76,12 @@ impl Owners {
             IpAddr::V6(v6) => self.v6.remove(&v6),
         };
     }
+}
+
+fn insert<K: Eq + Hash>(map: &mut HashMap<K, PodId>, key: K, pod: PodId) -> Option<PodId> {
+    if let Some(room) = room_for_more(map.len(), map.capacity()) {
+        let entries = std::mem::replace(map, HashMap::with_capacity(room));
+        map.extend(entries);
+    }
+    map.insert(key, pod)
 }

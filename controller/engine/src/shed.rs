@@ -11,7 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -327,9 +327,10 @@ impl Refresh<'_> {
 
 /// Of the atoms that these terms (sorted) tell apart one of each kind, and how many kinds there are.
 fn told_apart(terms: &[TermId], atoms: &ByTerm) -> (ByTerm, usize) {
-    let (mut kinds, mut seen) = (ByTerm::new(), HashSet::new());
+    // Whose pods and policies they are must not know how to make two of them hash alike.
+    let (mut kinds, mut seen, random) = (ByTerm::new(), HashSet::new(), RandomState::new());
     for same in matching(terms, atoms).chunk_by(|(one, _), (other, _)| one == other) {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = random.build_hasher();
         same.iter().for_each(|(_, element)| element.hash(&mut hasher));
         if seen.insert(hasher.finish()) {
             kinds.extend(same.iter().map(|&(atom, element)| (element, atom)));

@@ -95,6 +95,12 @@ impl<I, K, V> Default for Table<I, K, V> {
     }
 }
 
+/// How many entries a hash table must have room for, if it has none left: left to itself, one that is more than half full
+/// would double because of what was taken out of it, which leaves marks.
+pub(crate) fn room_for_more(len: usize, capacity: usize) -> Option<usize> {
+    (len == capacity).then_some(len + len / 16 + 1)
+}
+
 /// The table looks at the highest and at the lowest bits.
 fn spread(hash: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(hash)
@@ -123,6 +129,12 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
             }
             None => self.push(slot),
         };
+        if let Some(room) = room_for_more(self.numbers.len(), self.numbers.capacity()) {
+            let numbers = std::mem::replace(&mut self.numbers, HashTable::with_capacity(room));
+            for entry in numbers {
+                self.numbers.insert_unique(spread(entry.0), entry, |&(hash, _)| spread(hash));
+            }
+        }
         self.numbers.insert_unique(spread(hash), (hash, id), |&(hash, _)| spread(hash));
         self.idle.push(id);
         id
@@ -217,5 +229,32 @@ impl<I: Id, K: Eq + Hash, V> Index<I> for Table<I, K, V> {
 impl<I: Id, K: Eq + Hash, V> IndexMut<I> for Table<I, K, V> {
     fn index_mut(&mut self, id: I) -> &mut V {
         &mut self.slot_mut(id).value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_and_goes_leaves_a_table_as_large_as_it_was() {
+        let mut table = Table::<WordId, usize, ()>::default();
+        let add = |table: &mut Table<_, _, _>, key| {
+            let id = table.insert(key, ());
+            table.hold(id);
+            id
+        };
+        // Well filled, of 1,792 for which there is room.
+        let mut held: VecDeque<_> = (0..1_680).map(|key| add(&mut table, key)).collect();
+        let capacity = table.numbers.capacity();
+        for key in 1_680..100_000 {
+            table.release(held.pop_front().expect("one that is held"));
+            table.collect();
+            held.push_back(add(&mut table, key));
+        }
+        assert!(held.iter().zip(98_320..).all(|(&id, key)| table.find(&key) == Some(id)));
+        assert!(table.numbers.capacity() <= capacity, "{capacity} became {}", table.numbers.capacity());
     }
 }
