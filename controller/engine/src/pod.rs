@@ -13,6 +13,9 @@ use crate::cluster::{
 use crate::object::{self, Key, NamedPort};
 use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
 
+/// Lists of members up to this long have no room for more.
+const FEW: usize = 8;
+
 /// A pod as an event tells of it.
 struct New {
     live: Live,
@@ -156,6 +159,10 @@ impl Cluster {
     fn unlink(&mut self, id: PodId, New { live, node, addresses }: &New) {
         let members = &mut self.classes[live.class].members;
         members.swap_remove(live.slot as usize);
+        // Most classes have few pods: where one of them came and went, each would keep room for it.
+        if members.len() <= FEW {
+            members.shrink_to_fit();
+        }
         self.pods[id] = None;
         let moved = members.get(live.slot as usize).map(|member| member.pod);
         if let Some(moved) = moved.and_then(|moved| self.pods[moved].as_mut()) {
