@@ -212,15 +212,12 @@ impl Refresh<'_> {
             return vec![];
         }
         let terms = sets.iter().flat_map(|&set| self.sets.sets[set].terms.iter().copied());
-        by_terms(self.sets, self.view.atoms.things(), &sorted(terms.collect()))
+        let terms = sorted(terms.collect());
+        by_terms(self.sets, self.view.atoms.things(), |term| terms.binary_search(&term).is_ok())
     }
 
     pub(crate) fn by_term(&self, atoms: impl Iterator<Item = AtomIndex>) -> ByTerm {
-        let mut by_term: ByTerm = atoms
-            .flat_map(|atom| self.sets.atoms.key(atom).iter().map(move |&element| (element, atom)))
-            .collect();
-        by_term.sort_unstable();
-        by_term
+        by_terms(self.sets, atoms, |_| true)
     }
 
     /// Nobody is interested in the node any more: lets go of its sets and of their rows.
@@ -235,13 +232,17 @@ impl Refresh<'_> {
     }
 }
 
-/// Atoms by those of the terms that they match that are among these, which are sorted.
-fn by_terms(sets: &Sets, atoms: impl Iterator<Item = AtomIndex>, terms: &[TermId]) -> ByTerm {
+/// Atoms by those of the terms that they match that are wanted.
+fn by_terms(
+    sets: &Sets,
+    atoms: impl Iterator<Item = AtomIndex>,
+    is_wanted: impl Fn(TermId) -> bool,
+) -> ByTerm {
     let mut by_terms = vec![];
     for atom in atoms {
         let elements = sets.atoms.key(atom).iter();
-        let used = elements.filter(|(term, _)| terms.binary_search(term).is_ok());
-        by_terms.extend(used.map(|&element| (element, atom)));
+        let wanted = elements.filter(|(term, _)| is_wanted(*term));
+        by_terms.extend(wanted.map(|&element| (element, atom)));
     }
     by_terms.sort_unstable();
     by_terms

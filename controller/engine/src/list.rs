@@ -219,17 +219,20 @@ impl Rules {
             Isolating::More(list) => Some(*list),
             Isolating::One(_) => None,
         });
-        let largest = lists.clone().max_by_key(|&list| self.lists[list].count);
-        let of_lists: usize = lists.map(|list| self.lists[list].count as usize).sum();
-        let added = of.len() + of_lists - largest.map_or(0, |list| self.lists[list].count as usize);
+        let largest = lists.max_by_key(|&list| self.lists[list].count);
+        let others = of.iter().copied().filter(|&by| Some(by) != largest.map(Isolating::More));
+        let count = |by| match by {
+            Isolating::One(_) => 1,
+            Isolating::More(list) => self.lists[list].count as usize,
+        };
+        let added: usize = others.clone().map(count).sum();
         // Where little is added, the union is made sooner than it is found.
         if added > self.leaf
             && let Some(&union) = self.unions.get(of)
         {
             return Some(union);
         }
-        let others = of.iter().filter(|&&by| Some(by) != largest.map(Isolating::More));
-        let others: Vec<_> = others.flat_map(|&by| self.bodies_of(by)).map(|body| (body, true)).collect();
+        let others: Vec<_> = others.flat_map(|by| self.bodies_of(by)).map(|body| (body, true)).collect();
         let union = self.edited(largest, &others)?;
         if added > self.leaf {
             self.unions.insert(of.into(), union);
