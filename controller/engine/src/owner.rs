@@ -1,11 +1,10 @@
 //! Which pods have an address. Pure.
 
-use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hashbrown::HashMap;
 
-use crate::table::{PodId, room_for_more};
+use crate::table::{PodId, insert};
 
 /// Pods by their addresses. Nearly all addresses are IPv4 ones that one pod has, so that those take no more
 /// than they must.
@@ -76,12 +75,4 @@ impl Owners {
             IpAddr::V6(v6) => self.v6.remove(&v6),
         };
     }
-}
-
-fn insert<K: Eq + Hash>(map: &mut HashMap<K, PodId>, key: K, pod: PodId) -> Option<PodId> {
-    if let Some(room) = room_for_more(map.len(), map.capacity()) {
-        let entries = std::mem::replace(map, HashMap::with_capacity(room));
-        map.extend(entries);
-    }
-    map.insert(key, pod)
 }

@@ -4,7 +4,7 @@ use std::hash::Hash;
 
 use hashbrown::HashMap;
 
-use crate::table::{SelectorId, WordId};
+use crate::table::{SelectorId, WordId, insert};
 use crate::words::{Need, Test, Words};
 
 /// What labels must have for a selector to be worth trying: a key, or a key and a value, or nothing.
@@ -36,7 +36,7 @@ impl<K: Copy + Eq + Hash, I: Copy + Eq> Files<K, I> {
     pub(crate) fn insert(&mut self, key: K, id: I) {
         let Self { filed, more, free } = self;
         match filed.get_mut(&key) {
-            None => drop(filed.insert(key, Filed::One(id))),
+            None => drop(insert(filed, key, Filed::One(id))),
             Some(Filed::More(at)) => more[*at as usize].push(id),
             Some(filed @ &mut Filed::One(first)) => {
                 let at = free.pop().unwrap_or_else(|| {

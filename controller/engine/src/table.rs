@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 
-use hashbrown::{DefaultHashBuilder, Equivalent, HashTable};
+use hashbrown::{DefaultHashBuilder, Equivalent, HashMap, HashTable};
 
 /// A small number for an entry of one kind of table.
 pub(crate) trait Id: Copy + Eq + Ord + Hash {
@@ -97,8 +97,17 @@ impl<I, K, V> Default for Table<I, K, V> {
 
 /// How many entries a hash table must have room for, if it has none left: left to itself, one that is more than half full
 /// would double because of what was taken out of it, which leaves marks.
-pub(crate) fn room_for_more(len: usize, capacity: usize) -> Option<usize> {
+fn room_for_more(len: usize, capacity: usize) -> Option<usize> {
     (len == capacity).then_some(len + len / 16 + 1)
+}
+
+/// Puts a value, of which the map grows no more than [`room_for_more`] says.
+pub(crate) fn insert<K: Eq + Hash, V>(map: &mut HashMap<K, V>, key: K, value: V) -> Option<V> {
+    if let Some(room) = room_for_more(map.len(), map.capacity()) {
+        let entries = std::mem::replace(map, HashMap::with_capacity(room));
+        map.extend(entries);
+    }
+    map.insert(key, value)
 }
 
 /// The table looks at the highest and at the lowest bits.
