@@ -53,11 +53,20 @@ impl Attribution {
 
     /// The name of this content.
     pub fn id(&self) -> AttributionId {
-        let fields = self.0.iter().flat_map(|policy| {
-            let logged: &[u8] = if policy.logged { b"1" } else { b"0" };
-            [policy.namespace.as_bytes(), policy.name.as_bytes(), logged]
+        let Self(policies) = self;
+        AttributionId::of(policies.iter().map(|policy| (&*policy.namespace, &*policy.name, policy.logged)))
+    }
+}
+
+impl AttributionId {
+    /// The name of a list of policies, sorted and without repeats: of each the namespace, the name, and
+    /// whether it is logged.
+    pub fn of<'a>(policies: impl IntoIterator<Item = (&'a str, &'a str, bool)>) -> Self {
+        let fields = policies.into_iter().flat_map(|(namespace, name, logged)| {
+            let logged: &[u8] = if logged { b"1" } else { b"0" };
+            [namespace.as_bytes(), name.as_bytes(), logged]
         });
-        AttributionId(crate::Digest::of("attribution", fields))
+        Self(crate::Digest::of("attribution", fields))
     }
 }
 

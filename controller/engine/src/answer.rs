@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 
 use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
+use smallvec::SmallVec;
 
 use crate::cluster::sorted;
 use crate::elements::Element;
@@ -19,8 +20,11 @@ use crate::view::Refresh;
 /// Atoms by the terms that their addresses match, sorted.
 pub(crate) type ByTerm = Vec<(Element, AtomIndex)>;
 
-/// A set's rows that are told, with their atoms.
-type Told = Vec<(AtomIndex, RowIndex)>;
+/// A set's rows that are told, with their atoms: mostly few.
+type Told = SmallVec<[(AtomIndex, RowIndex); 4]>;
+
+/// What atoms match of a set's terms, sorted.
+pub(crate) type Matching = SmallVec<[(AtomIndex, Element); 16]>;
 
 /// What changes of the rows of sets.
 #[derive(Default)]
@@ -37,6 +41,9 @@ impl Refresh<'_> {
     /// Brings the rows up to date, if the node can hold them. Otherwise nothing has happened, and what is to
     /// be closed comes out of it.
     pub(crate) fn rows(&mut self, sets: &Turnover<SetIndex>, patch: &mut Patch) -> Result<(), Closing> {
+        if sets.is_empty() && self.atoms.is_empty() {
+            return Ok(());
+        }
         let before = self.by_terms_of(&sets.went);
         let mut uses = std::mem::take(&mut self.atoms);
         let atoms = self.view.atoms.settle(&mut uses);
@@ -96,7 +103,7 @@ impl Refresh<'_> {
             // What goes makes room for what comes.
             for set in stay {
                 let went = self.known_rows(set, &went, &mut answers.load);
-                answers.stay.push((set, vec![], went));
+                answers.stay.push((set, Told::new(), went));
             }
             for (set, told, _) in &mut answers.stay {
                 *told = self.new_rows(*set, &came, &mut answers.load)?;
@@ -144,7 +151,7 @@ impl Refresh<'_> {
         atoms: &ByTerm,
         mut count: impl FnMut(Load) -> Result<(), E>,
     ) -> Result<Told, E> {
-        let (mut told, mut elements) = (vec![], vec![]);
+        let (mut told, mut elements) = (Told::new(), SmallVec::<[Element; 16]>::new());
         let matching = matching(&self.sets.sets[set].terms, atoms);
         for same in matching.chunk_by(|(one, _), (other, _)| one == other) {
             elements.clear();
@@ -160,23 +167,27 @@ impl Refresh<'_> {
 
     fn tell_rows(&mut self, answers: Answers, patch: &mut Patch) {
         let Answers { went, stay, came, load: _ } = answers;
+        let mut sets = Vec::with_capacity(went.len() + stay.len() + came.len());
         for (set, rows) in went {
             let Whole { id, base, .. } = self.sets.whole(set);
             rows.into_iter().map(|(_, row)| row).chain([base]).for_each(|row| self.drop_row(row));
-            patch.sets.insert(id, SetDelta::Removed);
+            sets.push((id, SetDelta::Removed));
         }
         for (set, came, went) in stay {
             let delta = self.change_rows(came, went);
             if !delta.is_empty() {
-                patch.sets.insert(self.sets.whole(set).id, SetDelta::Rows(delta));
+                sets.push((self.sets.whole(set).id, SetDelta::Rows(delta)));
             }
         }
         for (set, rows) in came {
             let Whole { id, direction, base } = self.sets.whole(set);
             self.take_row(base);
             let base = self.sets.said(base).clone();
-            let content = view::Set { direction, base, rows: self.change_rows(rows, vec![]).put };
-            patch.sets.insert(id, SetDelta::New(content));
+            let content = view::Set { direction, base, rows: self.change_rows(rows, Told::new()).put };
+            sets.push((id, SetDelta::New(content)));
+        }
+        if !sets.is_empty() {
+            patch.sets = sets.into_iter().collect();
         }
     }
 
@@ -187,12 +198,14 @@ impl Refresh<'_> {
             self.drop_row(row);
             delta.removed.insert(self.sets.atoms[atom]);
         }
-        let mut put = Vec::with_capacity(came.len());
-        for (atom, row) in came {
-            self.take_row(row);
-            put.push((self.sets.atoms[atom], self.sets.said(row).clone()));
+        came.iter().for_each(|&(_, row)| self.take_row(row));
+        let put = came.iter().map(|&(atom, row)| (self.sets.atoms[atom], self.sets.said(row).clone()));
+        if came.len() <= Told::inline_size(&came) {
+            // To sort them first is more work than to put each where it belongs.
+            delta.put.extend(put);
+        } else {
+            delta.put = put.collect();
         }
-        delta.put = put.into_iter().collect();
         delta
     }
 
@@ -248,9 +261,9 @@ fn by_terms(
     by_terms
 }
 
-/// What of these terms (sorted) the atoms match, sorted.
-pub(crate) fn matching(terms: &[TermId], atoms: &ByTerm) -> Vec<(AtomIndex, Element)> {
-    let mut matching: Vec<(AtomIndex, Element)> = vec![];
+/// What of these terms (sorted) the atoms match.
+pub(crate) fn matching(terms: &[TermId], atoms: &ByTerm) -> Matching {
+    let mut matching = Matching::new();
     if terms.len() < atoms.len() {
         for term in terms {
             let first = atoms.partition_point(|((other, _), _)| other < term);

@@ -1,9 +1,11 @@
 //! The exact lists of policies behind verdicts. Pure.
 
 use durward_proto::{Attribution, AttributionId, PolicyList};
+use smallvec::SmallVec;
 
 use crate::cluster::sorted;
-use crate::list::{self, Branch, FAN};
+use crate::list::{self, Branch, FAN, LeafOf};
+use crate::object::Key;
 use crate::rules::{Name, Rules};
 use crate::set::Sets;
 use crate::table::{AttributionIndex, BodyId};
@@ -21,6 +23,9 @@ pub(crate) struct AttributionState {
 /// Of up to so many policies, which few nodes are told of, no list is kept.
 const FEW: usize = 4;
 
+/// Mostly few.
+type Few = SmallVec<[Name; FEW]>;
+
 impl Sets {
     /// The attribution to these policies, which are of one leaf.
     pub(crate) fn attribution(
@@ -28,20 +33,26 @@ impl Sets {
         rules: &mut Rules,
         bodies: impl IntoIterator<Item = BodyId>,
     ) -> AttributionIndex {
-        let names = sorted(bodies.into_iter().map(|body| rules.bodies[body].name).collect());
-        self.attribution_to(rules, names)
+        let mut names: Few = bodies.into_iter().map(|body| rules.bodies[body].name).collect();
+        names.sort_unstable();
+        names.dedup();
+        self.attribution_to(rules, &names)
     }
 
-    fn attribution_to(&mut self, rules: &mut Rules, names: Vec<Name>) -> AttributionIndex {
-        let branch = Branch::Leaf(names.into());
-        if let Some(attribution) = self.attributions.find(&branch) {
+    /// The attribution to these policies, sorted and each once.
+    fn attribution_to(&mut self, rules: &mut Rules, names: &[Name]) -> AttributionIndex {
+        if let Some(attribution) = self.attributions.find(&LeafOf(names)) {
             return attribution;
         }
-        let Branch::Leaf(names) = &branch else { unreachable!("a leaf was made") };
         names.iter().for_each(|name| rules.policies.hold(name.policy));
-        let policies = attribution(rules, names);
-        let (count, id) = (names.len(), policies.id());
-        let told = (count > FEW).then(|| Box::new(policies.into()));
+        let ordered = by_key(rules, names);
+        let fields = ordered.iter().map(|&Name { policy, logged }| {
+            let Key { namespace, name } = rules.policies.key(policy);
+            (&**namespace, &**name, logged)
+        });
+        let (count, id) = (names.len(), AttributionId::of(fields));
+        let told = (count > FEW).then(|| Box::new(attribution(rules, names).into()));
+        let branch = Branch::Leaf(SmallVec::from_slice(names));
         self.attributions.insert(branch, AttributionState { count: count as u32, id, told })
     }
 
@@ -58,7 +69,7 @@ impl Sets {
         }
         if count as usize <= self.limits.policies_per_leaf {
             let names = present().flat_map(|child| list::items(&self.attributions, child)).collect();
-            return Some(self.attribution_to(rules, sorted(names)));
+            return Some(self.attribution_to(rules, &sorted(names)));
         }
         let branch = Branch::Inner(Box::new(children));
         if let Some(attribution) = self.attributions.find(&branch) {
@@ -81,5 +92,13 @@ impl Sets {
 }
 
 fn attribution(rules: &Rules, names: &[Name]) -> Attribution {
-    Attribution::new(names.iter().map(|&name| rules.said(name)))
+    Attribution(by_key(rules, names).iter().map(|&name| rules.said(name)).collect())
+}
+
+/// In the order in which attributions are told.
+fn by_key(rules: &Rules, names: &[Name]) -> Few {
+    let mut names = Few::from_slice(names);
+    let key = |name: &Name| (rules.policies.key(name.policy), name.logged);
+    names.sort_unstable_by(|one, other| key(one).cmp(&key(other)));
+    names
 }

@@ -17,7 +17,7 @@ use crate::object::NamedPort;
 use crate::owner::Owners;
 use crate::selector::{Files, SelectorIndex};
 use crate::table::{
-    ClassId, GroupId, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table, TermId,
+    ClassId, GroupId, Id, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table, TermId,
     WordId,
 };
 use crate::words::Words;
@@ -257,13 +257,19 @@ impl Cluster {
 
     pub(crate) fn mark_class(&mut self, class: ClassId) {
         let Self { classes, nodes, dirty, .. } = self;
-        for node in classes[class].members.iter().filter_map(|member| member.node) {
-            if nodes[node].subscribed {
-                let marked = &mut dirt(nodes, dirty, node).classes;
-                // The same class comes at one go.
-                if marked.last() != Some(&class) {
-                    marked.push(class);
+        let members = &classes[class].members;
+        // Of very many pods, many are on one node.
+        let mut seen = vec![0_u64; if members.len() > FEW { nodes.bound() / 64 + 1 } else { 0 }];
+        for node in members.iter().filter_map(|member| member.node) {
+            if let Some(seen) = seen.get_mut(node.index() / 64) {
+                let this = 1 << (node.index() % 64);
+                if *seen & this != 0 {
+                    continue;
                 }
+                *seen |= this;
+            }
+            if nodes[node].subscribed {
+                dirt(nodes, dirty, node).classes.push(class);
             }
         }
     }
@@ -354,6 +360,12 @@ const FEW: usize = 8;
 
 /// Takes out of a list that is sorted by a key what has one of these keys, which are sorted, and puts others in.
 pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Vec<T>, key: impl Fn(&T) -> K) {
+    if list.is_empty() {
+        *list = come;
+        list.sort_unstable_by_key(key);
+        list.shrink_to_fit();
+        return;
+    }
     if gone.len() + come.len() <= FEW {
         for gone in gone {
             if let Ok(at) = list.binary_search_by_key(gone, &key) {
@@ -372,6 +384,7 @@ pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Ve
     if !come.is_empty() {
         list.reserve_exact(come.len());
         list.extend(come);
+        // Two sorted lists, mostly.
         list.sort_by_key(key);
     }
 }

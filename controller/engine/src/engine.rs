@@ -8,11 +8,11 @@ use hashbrown::HashMap;
 
 use crate::cluster::{Cluster, Dirt, dirt, sorted};
 use crate::object::{Event, Key, Policy};
-use crate::own::SetPair;
+use crate::own::Pairs;
 use crate::rules::{Enforced, Rules};
 use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
-use crate::table::{BodyId, ClassId, GroupId, NodeId};
+use crate::table::{BodyId, GroupId, NodeId};
 use crate::tally::Uses;
 use crate::view::{Refresh, View};
 use crate::{Fault, Limits};
@@ -58,9 +58,6 @@ pub struct Sizes {
     pub closed: usize,
 }
 
-/// For how many classes the sets are remembered.
-const MANY_PAIRS: usize = 8_192;
-
 /// All objects of the cluster, and the views of the nodes that somebody subscribed to.
 #[derive(Debug)]
 pub struct Engine {
@@ -74,7 +71,7 @@ pub struct Engine {
     services: Services,
     views: HashMap<NodeId, View>,
     /// Sets of classes, worked out once in a batch, or for several nodes that subscribe.
-    pairs: HashMap<ClassId, SetPair>,
+    pairs: Pairs,
     /// Policies that isolate groups from now on, or no longer, in the order of events.
     edits: Vec<(GroupId, Direction, BodyId, bool)>,
     /// How many events there were that can change for whom a node has room.
@@ -95,7 +92,7 @@ impl Engine {
             sets: Sets::new(limits),
             services: Services::default(),
             views: HashMap::new(),
-            pairs: HashMap::new(),
+            pairs: Pairs::default(),
             edits: vec![],
             generation: 0,
             reconsidered: None,
@@ -147,9 +144,10 @@ impl Engine {
 
     /// Brings all that is marked up to date.
     fn publish_dirty(&mut self) -> HashMap<Arc<str>, Patch> {
-        let mut patches = HashMap::new();
         self.pairs.clear();
-        for node in sorted(std::mem::take(&mut self.cluster.dirty)) {
+        let dirty = sorted(std::mem::take(&mut self.cluster.dirty));
+        let mut patches = HashMap::with_capacity(dirty.len());
+        for node in dirty {
             self.publish(node, &mut patches);
         }
         let changes = self.services.settle();
@@ -179,9 +177,6 @@ impl Engine {
     fn publish(&mut self, node: NodeId, patches: &mut HashMap<Arc<str>, Patch>) {
         let Some(dirt) = self.cluster.nodes[node].dirt.take() else { return };
         let Some(view) = self.views.get_mut(&node) else { return };
-        if self.pairs.len() > MANY_PAIRS {
-            self.pairs.clear();
-        }
         let Self { cluster, rules, sets, pairs, .. } = self;
         let (atoms, attributions) = <(Uses<_>, Uses<_>)>::default();
         let refresh = Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions };

@@ -5,10 +5,12 @@
 //! bodies are what isolates pods; lists of names are what verdicts are attributed to, and divided
 //! likewise: a branch of the one is a branch of the other.
 
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use durward_proto::Digest;
+use hashbrown::Equivalent;
+use smallvec::SmallVec;
 
 use crate::cluster::sorted;
 use crate::object::{Key, Protocol};
@@ -22,32 +24,71 @@ pub(crate) const FAN: usize = 8;
 /// Beyond this many levels a list is not divided any more.
 const DEEPEST: u32 = 21;
 
-/// A list, by its content.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Branch<I, T> {
+/// A list, by its content. One of a few items, as most are, has no box.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Branch<I, T, const FEW: usize> {
     /// Sorted, never empty.
-    Leaf(Box<[T]>),
+    Leaf(SmallVec<[T; FEW]>),
     /// By the next three bits of the policies' digests.
     Inner(Box<[Option<I>; FAN]>),
 }
 
-impl<I: Id, T> Branch<I, T> {
-    /// The lists that it is divided into.
-    pub(crate) fn children(&self) -> impl Iterator<Item = I> + '_ {
-        let inner = match self {
+impl<I: Hash, T: Hash, const FEW: usize> Hash for Branch<I, T, FEW> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Leaf(items) => LeafOf(items).hash(state),
+            Self::Inner(children) => (false, children).hash(state),
+        }
+    }
+}
+
+/// To look for a leaf.
+pub(crate) struct LeafOf<'a, T>(pub(crate) &'a [T]);
+
+impl<T: Hash> Hash for LeafOf<'_, T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (true, self.0).hash(state);
+    }
+}
+
+impl<I, T: Eq, const FEW: usize> Equivalent<Branch<I, T, FEW>> for LeafOf<'_, T> {
+    fn equivalent(&self, branch: &Branch<I, T, FEW>) -> bool {
+        matches!(branch, Branch::Leaf(items) if **items == *self.0)
+    }
+}
+
+impl<I: Id, T, const FEW: usize> Branch<I, T, FEW> {
+    /// Its items, if it is not divided.
+    pub(crate) fn leaf(&self) -> &[T] {
+        match self {
+            Self::Leaf(items) => items,
+            Self::Inner(_) => &[],
+        }
+    }
+
+    /// The lists that it is divided into, each in its place.
+    pub(crate) fn parts(&self) -> Option<&[Option<I>; FAN]> {
+        match self {
             Self::Leaf(_) => None,
             Self::Inner(children) => Some(children),
-        };
-        inner.into_iter().flat_map(|children| children.iter().copied().flatten())
+        }
+    }
+
+    /// The lists that it is divided into.
+    pub(crate) fn children(&self) -> impl Iterator<Item = I> + '_ {
+        self.parts().into_iter().flatten().copied().flatten()
     }
 }
 
 /// All items of a list.
-pub(crate) fn items<I: Id, T: Copy + Eq + Hash, V>(lists: &Table<I, Branch<I, T>, V>, list: I) -> Vec<T> {
+pub(crate) fn items<I: Id, T: Copy + Eq + Hash, V, const FEW: usize>(
+    lists: &Table<I, Branch<I, T, FEW>, V>,
+    list: I,
+) -> Vec<T> {
     let (mut items, mut left) = (vec![], vec![list]);
     while let Some(list) = left.pop() {
         match lists.key(list) {
-            Branch::Leaf(leaf) => items.extend(leaf),
+            Branch::Leaf(leaf) => items.extend_from_slice(leaf),
             inner => left.extend(inner.children()),
         }
     }
@@ -55,8 +96,8 @@ pub(crate) fn items<I: Id, T: Copy + Eq + Hash, V>(lists: &Table<I, Branch<I, T>
 }
 
 /// Frees the lists that nobody holds any more, and lets go of their items.
-pub(crate) fn collect<I: Id, T: Eq + Hash, V>(
-    lists: &mut Table<I, Branch<I, T>, V>,
+pub(crate) fn collect<I: Id, T: Eq + Hash, V, const FEW: usize>(
+    lists: &mut Table<I, Branch<I, T, FEW>, V>,
     mut release: impl FnMut(T),
 ) {
     lists.collect_all(|lists, branch, _| match branch {
@@ -95,12 +136,15 @@ pub(crate) enum Isolating {
 impl Rules {
     /// What isolates with these bodies put in or taken out; none if nothing does.
     pub(crate) fn isolating(&mut self, by: Option<Isolating>, edits: &[Edit]) -> Option<Isolating> {
-        let list = match by {
-            Some(Isolating::More(list)) => self.edited(Some(list), edits)?,
-            one => match edit_all(one.into_iter().flat_map(|one| self.bodies_of(one)).collect(), edits) {
-                bodies if bodies.len() > 1 => self.build(bodies, 0)?,
-                bodies => return bodies.first().copied().map(Isolating::One),
-            },
+        let list = match (by, edits) {
+            (None, &[(body, true)]) => return Some(Isolating::One(body)),
+            (Some(Isolating::More(list)), edits) => self.edited(Some(list), edits)?,
+            (one, edits) => {
+                match edit_all(one.into_iter().flat_map(|one| self.bodies_of(one)).collect(), edits) {
+                    bodies if bodies.len() > 1 => self.build(bodies, 0)?,
+                    bodies => return bodies.first().copied().map(Isolating::One),
+                }
+            }
         };
         match self.lists.key(list) {
             Branch::Leaf(bodies) if bodies.len() == 1 => Some(Isolating::One(bodies[0])),
@@ -172,7 +216,7 @@ impl Rules {
             return None;
         }
         if bodies.len() <= self.leaf || depth == DEEPEST {
-            return Some(self.list(Branch::Leaf(sorted(bodies).into())));
+            return Some(self.leaf_list(&sorted(bodies)));
         }
         let mut parts = [const { vec![] }; FAN];
         for body in bodies {
@@ -182,11 +226,18 @@ impl Rules {
         Some(self.list(Branch::Inner(Box::new(children))))
     }
 
-    fn list(&mut self, branch: Branch<ListId, BodyId>) -> ListId {
-        if let Some(list) = self.lists.find(&branch) {
-            return list;
-        }
-        let (mut digests, mut names, mut count) = (vec![], vec![], 0);
+    fn list(&mut self, branch: Bodies) -> ListId {
+        self.lists.find(&branch).unwrap_or_else(|| self.insert_list(branch))
+    }
+
+    /// The list of these bodies, sorted and each once.
+    fn leaf_list(&mut self, bodies: &[BodyId]) -> ListId {
+        let found = self.lists.find(&LeafOf(bodies));
+        found.unwrap_or_else(|| self.insert_list(Branch::Leaf(SmallVec::from_slice(bodies))))
+    }
+
+    fn insert_list(&mut self, branch: Bodies) -> ListId {
+        let (mut digests, mut names, mut count) = (SmallVec::<[Digest; 8]>::new(), vec![], 0);
         let kind = match &branch {
             Branch::Leaf(bodies) => {
                 count = bodies.len() as u32;
@@ -215,16 +266,27 @@ impl Rules {
 
     /// The list of all bodies that isolate some groups' pods, no two of which have one in common.
     pub(crate) fn union(&mut self, of: &[Isolating]) -> Option<ListId> {
+        let count = |by: Isolating| match by {
+            Isolating::One(_) => 1,
+            Isolating::More(list) => self.lists[list].count as usize,
+        };
+        if of.iter().copied().map(count).sum::<usize>() <= self.leaf {
+            let mut bodies = SmallVec::<[BodyId; 16]>::new();
+            for by in of {
+                match by {
+                    Isolating::One(body) => bodies.push(*body),
+                    Isolating::More(list) => bodies.extend_from_slice(self.lists.key(*list).leaf()),
+                }
+            }
+            bodies.sort_unstable();
+            return (!bodies.is_empty()).then(|| self.leaf_list(&bodies));
+        }
         let lists = of.iter().filter_map(|by| match by {
             Isolating::More(list) => Some(*list),
             Isolating::One(_) => None,
         });
         let largest = lists.max_by_key(|&list| self.lists[list].count);
         let others = of.iter().copied().filter(|&by| Some(by) != largest.map(Isolating::More));
-        let count = |by| match by {
-            Isolating::One(_) => 1,
-            Isolating::More(list) => self.lists[list].count as usize,
-        };
         let added: usize = others.clone().map(count).sum();
         // Where little is added, the union is made sooner than it is found.
         if added > self.leaf
@@ -240,6 +302,9 @@ impl Rules {
         Some(union)
     }
 }
+
+/// A list of bodies.
+pub(crate) type Bodies = Branch<ListId, BodyId, 4>;
 
 /// What is kept of a list.
 #[derive(Debug)]

@@ -2,15 +2,46 @@
 
 use std::collections::BTreeMap;
 
-use durward_proto::{Direction, Patch, view};
+use durward_proto::{Delta, Direction, Patch, PodUid, view};
 
 use crate::cluster::{Live, PodKey, exchange, sorted};
-use crate::table::{ClassId, PodId, SetIndex};
+use crate::table::{ClassId, Id, PodId, SetIndex};
 use crate::tally::Uses;
 use crate::view::Refresh;
 
 /// The sets that judge a class's pods, by direction.
 pub(crate) type SetPair = [Option<SetIndex>; 2];
+
+/// The sets of classes, as long as nothing changes that they follow from.
+#[derive(Debug, Default)]
+pub(crate) struct Pairs {
+    /// By class; with the age in which it was worked out.
+    of: Vec<(u32, SetPair)>,
+    age: u32,
+}
+
+impl Pairs {
+    fn get(&self, class: ClassId) -> Option<SetPair> {
+        let (age, pair) = *self.of.get(class.index())?;
+        (age == self.age).then_some(pair)
+    }
+
+    fn put(&mut self, class: ClassId, pair: SetPair, classes: usize) {
+        if class.index() >= self.of.len() {
+            self.of.reserve_exact(classes - self.of.len());
+            self.of.resize(classes, (self.age.wrapping_sub(1), [None; 2]));
+        }
+        self.of[class.index()] = (self.age, pair);
+    }
+
+    /// Something may have changed.
+    pub(crate) fn clear(&mut self) {
+        self.age = self.age.wrapping_add(1);
+        if self.age == 0 {
+            self.of.clear();
+        }
+    }
+}
 
 /// What a node was told of all its pods of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +69,18 @@ pub(crate) type Moved = (PodId, Option<ClassId>, Option<ClassId>);
 /// What was told of a class before the batch, and what is to be told now.
 type Turn = (Option<Told>, Option<Told>);
 
-/// Of each class that may be judged differently.
-pub(crate) type Turns = BTreeMap<ClassId, Turn>;
+/// Of each class that may be judged differently, sorted.
+pub(crate) type Turns = Vec<(ClassId, Turn)>;
+
+fn turn(turns: &Turns, class: ClassId) -> Turn {
+    match turns.binary_search_by_key(&class, |(class, _)| *class) {
+        Ok(at) => turns[at].1,
+        Err(_) => unreachable!("the classes of pods that moved are among them"),
+    }
+}
+
+/// Pods that are told.
+type Put = Vec<(PodUid, view::Pod)>;
 
 impl Refresh<'_> {
     /// Finds where the marked pods were and are; their classes are added.
@@ -59,25 +100,31 @@ impl Refresh<'_> {
 
     /// Tells of pods that moved, and of those that are judged differently.
     pub(crate) fn tell_own(&self, turns: &Turns, moved: Vec<Moved>, patch: &mut Patch) {
-        self.tell_classes(turns, &moved, patch);
+        let (mut put, mut removed) = (vec![], vec![]);
+        self.tell_classes(turns, &moved, &mut put, patch);
         for (pod, old, new) in moved {
-            self.tell_pod(pod, old, new, turns, patch);
+            self.tell_pod(pod, old, new, turns, &mut put, &mut removed);
         }
-        let pods = &mut patch.pods;
-        pods.removed.retain(|uid| !pods.put.contains_key(uid));
+        if put.is_empty() && removed.is_empty() {
+            return;
+        }
+        let put: BTreeMap<_, _> = put.into_iter().collect();
+        removed.retain(|uid| !put.contains_key(uid));
+        patch.pods = Delta { put, removed: removed.into_iter().collect() };
     }
 
     /// What is told of each of these classes, and the sets that come into use and go out of it.
     pub(crate) fn turns(&mut self, classes: Vec<ClassId>, moved: &[Moved]) -> (Turns, Uses<SetIndex>) {
-        let mut change = BTreeMap::<ClassId, i32>::new();
+        let mut change = Uses::default();
         for &(_, old, new) in moved {
-            old.into_iter().for_each(|class| *change.entry(class).or_default() -= 1);
-            new.into_iter().for_each(|class| *change.entry(class).or_default() += 1);
+            old.into_iter().for_each(|class| change.sub(class));
+            new.into_iter().for_each(|class| change.add(class));
         }
-        let (mut turns, mut uses) = (vec![], Uses::default());
+        change.net();
+        let (mut turns, mut uses) = (Vec::with_capacity(classes.len()), Uses::default());
         for class in classes {
             let before = self.view.told(class);
-            let change = change.get(&class).copied().unwrap_or(0);
+            let change = change.of(class);
             let pods = before.map_or(0, |told| told.pods).saturating_add_signed(change);
             let now = (pods > 0).then(|| Told {
                 pair: self.pair(class),
@@ -89,12 +136,12 @@ impl Refresh<'_> {
             turns.push((class, (before, now)));
         }
         self.view.tell(&turns);
-        (turns.into_iter().collect(), uses)
+        (turns, uses)
     }
 
     /// Tells of the pods of classes that are judged differently, but for those that moved themselves.
-    fn tell_classes(&self, turns: &Turns, moved: &[Moved], patch: &mut Patch) {
-        let differs = |(class, turn): (&ClassId, &Turn)| match turn {
+    fn tell_classes(&self, turns: &Turns, moved: &[Moved], put: &mut Put, patch: &mut Patch) {
+        let differs = |(class, turn): &(ClassId, Turn)| match turn {
             (Some(before), Some(now)) if !before.says_the_same(now) => Some((*class, *before, *now)),
             _ => None,
         };
@@ -118,7 +165,7 @@ impl Refresh<'_> {
         for (pod, class) in &self.view.pods {
             let is_told = moved.binary_search_by_key(pod, |(pod, ..)| *pod).is_ok();
             if let Some(now) = singly.get(class).filter(|_| !is_told) {
-                self.put(*pod, now, patch);
+                put.extend(self.told_pod(*pod, now));
             }
         }
     }
@@ -144,10 +191,11 @@ impl Refresh<'_> {
         old: Option<ClassId>,
         new: Option<ClassId>,
         turns: &Turns,
-        patch: &mut Patch,
+        put: &mut Put,
+        removed: &mut Vec<PodUid>,
     ) {
-        let old = old.and_then(|class| turns[&class].0);
-        let new = new.and_then(|class| turns[&class].1);
+        let old = old.and_then(|class| turn(turns, class).0);
+        let new = new.and_then(|class| turn(turns, class).1);
         let was = old.and_then(|_| self.cluster.pods_before.get(&pod)?.as_ref());
         let is = self.cluster.pods[pod].as_ref().filter(|_| new.is_some());
         if let (Some(old), Some(new), Some(was), Some(is)) = (old, new, was, is) {
@@ -158,15 +206,14 @@ impl Refresh<'_> {
             }
         }
         if let Some(was) = was {
-            patch.pods.removed.insert(was.live.uid.clone());
+            removed.push(was.live.uid.clone());
         }
-        if let Some(new) = new {
-            self.put(pod, &new, patch);
-        }
+        put.extend(new.and_then(|new| self.told_pod(pod, &new)));
     }
 
-    fn put(&self, id: PodId, told: &Told, patch: &mut Patch) {
-        let Some(live) = &self.cluster.pods[id] else { return };
+    /// A pod as it is told, if it is there.
+    fn told_pod(&self, id: PodId, told: &Told) -> Option<(PodUid, view::Pod)> {
+        let live = self.cluster.pods[id].as_ref()?;
         let PodKey { namespace, name } = self.cluster.pods.key(id);
         let [ingress, egress] = told.pair.map(|set| set.map(|set| self.sets.whole(set).id));
         let pod = view::Pod {
@@ -178,19 +225,18 @@ impl Refresh<'_> {
             egress,
             denies_logged: told.denies_logged,
         };
-        patch.pods.put.insert(live.uid.clone(), pod);
+        Some((live.uid.clone(), pod))
     }
 
     fn pair(&mut self, class: ClassId) -> SetPair {
         if self.view.sheds(self.cluster.classes.key(class).namespace) {
             return self.sets_of(class, true);
         }
-        if let Some(pair) = self.pairs.get(&class) {
-            return *pair;
-        }
-        let pair = self.sets_of(class, false);
-        self.pairs.insert(class, pair);
-        pair
+        self.pairs.get(class).unwrap_or_else(|| {
+            let pair = self.sets_of(class, false);
+            self.pairs.put(class, pair, self.cluster.classes.bound());
+            pair
+        })
     }
 
     fn sets_of(&mut self, class: ClassId, closed: bool) -> SetPair {

@@ -4,6 +4,8 @@
 //! that its branches add to it, which stay as they are where none of their policies changed.
 
 use durward_proto::{Act, PortKey, Row, Step, Verdict};
+use hashbrown::Equivalent;
+use smallvec::SmallVec;
 
 use crate::cluster::sorted;
 use crate::elements::{Asked, Element, Of};
@@ -17,8 +19,21 @@ use crate::{Fault, Limits};
 /// From the first key to the last, one of a leaf's bodies permits.
 pub(crate) type Grant = (PortKey, PortKey, u32);
 
+/// Mostly few: many rows are of a policy or two with a port each.
+pub(crate) type Grants = SmallVec<[Grant; 8]>;
+
 /// From each key on, who permits; none if nobody does.
-type Steps = Vec<(PortKey, Option<AttributionIndex>)>;
+type Steps = SmallVec<[(PortKey, Option<AttributionIndex>); 8]>;
+
+/// To look for a [`Row`].
+#[derive(Hash)]
+struct Saying<'a>(&'a [Step]);
+
+impl Equivalent<Row> for Saying<'_> {
+    fn equivalent(&self, row: &Row) -> bool {
+        self.0 == row.steps()
+    }
+}
 
 /// What there is too much of, and how much there may be.
 type Over = (&'static str, usize);
@@ -70,12 +85,13 @@ impl Sets {
         let Draft { steps, weight, over, parts, .. } = self.draft(rules, set, elements);
         let denied = (Verdict::Deny, self.denied(rules, set));
         let act = |by: Option<_>| by.map_or(denied, |by| (Verdict::Allow, by));
-        let mut acts: Vec<_> = steps.into_iter().map(|(start, by)| (start, act(by))).collect();
+        let mut acts: SmallVec<[_; 8]> = steps.into_iter().map(|(start, by)| (start, act(by))).collect();
         let mentions = || acts.iter().map(|&(_, (_, by))| self.attributions[by].count as usize).sum();
         let over =
             over.or_else(|| too_many("mentions of policies", mentions(), self.limits.mentions_per_row));
         let overflow = over.map(|(what, limit)| {
-            acts = vec![(PortKey::MIN, denied)];
+            acts.clear();
+            acts.push((PortKey::MIN, denied));
             (self.heaviest(rules, set, elements), Fault::TooManyTogether { what, limit })
         });
         let content = self.content(&acts);
@@ -94,16 +110,20 @@ impl Sets {
             let by: AttributionIndex = by;
             Step { start, act: Act { verdict, attribution: self.attributions[by].id } }
         };
-        let row = match Row::new(acts.iter().map(step).collect()) {
+        let steps: SmallVec<[Step; 8]> = acts.iter().map(step).collect();
+        if let Some(content) = self.contents.find(&Saying(&steps)) {
+            return content;
+        }
+        let row = match Row::new(&steps) {
             Ok(row) => row,
             Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
         };
-        if let Some(content) = self.contents.find(&row) {
-            return content;
-        }
-        let attributions = sorted(acts.iter().map(|&(_, (_, by))| by).collect());
+        let mut attributions: SmallVec<[_; 4]> = acts.iter().map(|&(_, (_, by))| by).collect();
+        attributions.sort_unstable();
+        attributions.dedup();
+        attributions.shrink_to_fit();
         attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
-        self.contents.insert(row, attributions.into())
+        self.contents.insert(row, attributions)
     }
 
     fn draft(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {
@@ -116,7 +136,7 @@ impl Sets {
         };
         if draft.over.is_some() {
             // What it is too much of would be kept with every row that is too large.
-            (draft.steps, draft.parts) = (vec![], vec![]);
+            (draft.steps, draft.parts) = (Steps::new(), vec![]);
         }
         draft
     }
@@ -141,14 +161,14 @@ impl Sets {
         if draft.over.is_some() {
             return draft;
         }
-        let mut edges = Vec::with_capacity(2 * weight);
+        let mut edges = SmallVec::<[_; 16]>::with_capacity(2 * weight);
         for (first, last, at) in grants {
             edges.push((first, at, 1));
             edges.extend(last.next().map(|after| (after, at, -1)));
         }
         edges.sort_unstable();
-        let bodies = self.sets.key(set).bodies(rules).to_vec();
-        let mut permitting = vec![0_i32; bodies.len()];
+        let bodies = SmallVec::<[BodyId; 8]>::from_slice(self.sets.key(set).bodies(rules));
+        let mut permitting = SmallVec::<[i32; 8]>::from_elem(0, bodies.len());
         let mut left = &edges[..];
         let mut start = PortKey::MIN;
         loop {
@@ -159,12 +179,8 @@ impl Sets {
                 permitting[*at as usize] += change;
                 left = rest;
             }
-            let by: Vec<BodyId> = bodies
-                .iter()
-                .zip(&permitting)
-                .filter(|(_, count)| **count > 0)
-                .map(|(&body, _)| body)
-                .collect();
+            let permit = bodies.iter().zip(&permitting).filter(|(_, count)| **count > 0);
+            let by: SmallVec<[BodyId; 8]> = permit.map(|(&body, _)| body).collect();
             let by = (!by.is_empty()).then(|| self.attribution(rules, by));
             self.step(&mut draft, start, by);
             let Some(&(next, ..)) = left.first().filter(|_| draft.over.is_none()) else { return draft };
@@ -222,15 +238,15 @@ impl Sets {
         steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.hold(by));
         parts.iter().for_each(|&part| self.parts.hold(part));
         let (weight, mentions) = (weight as u32, mentions as u32);
-        let part = Part { steps: steps.into(), weight, mentions, over, parts: parts.into() };
+        let part = Part { steps: (*steps).into(), weight, mentions, over, parts: parts.into() };
         self.parts.insert(Of(set, own[..].into()), part)
     }
 
     /// What a leaf's rules permit to addresses that match these elements.
-    fn matched(&self, rules: &Rules, set: SetIndex, elements: &[Element]) -> Vec<Grant> {
-        let Kind::Leaf { grants: needing, open } = &self.sets[set].kind else { return vec![] };
-        let mut by_number = vec![];
-        let mut grants = open.to_vec();
+    fn matched(&self, rules: &Rules, set: SetIndex, elements: &[Element]) -> Grants {
+        let Kind::Leaf { grants: needing, open } = &self.sets[set].kind else { return Grants::new() };
+        let mut by_number = SmallVec::<[_; 8]>::new();
+        let mut grants = Grants::from_slice(open);
         for &(term, number) in elements {
             let first = needing.partition_point(|(other, ..)| *other < term);
             let matching = needing[first..].iter().take_while(|(other, ..)| *other == term);
@@ -244,19 +260,16 @@ impl Sets {
         }
         // A rule that matches by several of its peers permits no more than by one.
         let key = self.sets.key(set);
-        for (at, rule) in sorted(by_number) {
+        by_number.sort_unstable();
+        by_number.dedup();
+        for (at, rule) in by_number {
             self.grant(&mut grants, key.permitted(rules, at, rule), at);
         }
         grants
     }
 
     /// Adds what one of a leaf's bodies permits, up to one more than can be judged.
-    pub(crate) fn grant(
-        &self,
-        to: &mut Vec<Grant>,
-        ranges: impl Iterator<Item = (PortKey, PortKey)>,
-        at: u32,
-    ) {
+    pub(crate) fn grant(&self, to: &mut Grants, ranges: impl Iterator<Item = (PortKey, PortKey)>, at: u32) {
         let room = (self.limits.mentions_per_row + 1).saturating_sub(to.len());
         to.extend(ranges.take(room).map(|(first, last)| (first, last, at)));
     }

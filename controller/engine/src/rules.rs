@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use durward_proto::{Block, Digest, Digester, Direction, PortKey, view};
+use durward_proto::{Digest, Digester, Direction, PortKey, view};
 use hashbrown::HashMap;
 
 use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
-use crate::list::{self, Branch, Isolating, ListState, Path};
+use crate::list::{self, Bodies, Isolating, ListState, Path};
 use crate::object::{Key, Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
 use crate::table::{BodyId, GroupId, ListId, NamespaceId, PolicyId, Table, TermId};
 use crate::{Fault, Limits};
@@ -77,7 +77,7 @@ pub(crate) struct Rules {
     /// By the digest of their content.
     pub(crate) bodies: Table<BodyId, Digest, Body>,
     /// Lists of them: what isolates pods.
-    pub(crate) lists: Table<ListId, Branch<ListId, BodyId>, ListState>,
+    pub(crate) lists: Table<ListId, Bodies, ListState>,
     /// Long unions that were asked for in the batch: many classes are of the same groups.
     pub(crate) unions: HashMap<Box<[Isolating]>, ListId>,
 }
@@ -317,30 +317,33 @@ fn by_direction(spec: Spec) -> (Selector, [Option<Vec<Rule>>; 2]) {
 
 impl Term {
     fn digest(&self, cluster: &Cluster) -> Digest {
-        let mut fields: Vec<Vec<u8>> = vec![];
+        let mut digester = Digester::new("term");
         if let Some(group) = self.group {
             let (scope, selector) = cluster.group_content(group);
             match scope {
-                Scope::All => fields.push(b"all".to_vec()),
+                Scope::All => digester.field(b"all"),
                 Scope::One(namespace) => {
-                    fields.extend([b"one".to_vec(), cluster.namespaces.key(namespace).as_bytes().to_vec()]);
+                    digester.field(b"one");
+                    digester.field(cluster.namespaces.key(namespace).as_bytes());
                 }
                 Scope::Selected(namespaces) => {
-                    fields.push(b"selected".to_vec());
-                    cluster.words.fields(namespaces, &mut fields);
+                    digester.field(b"selected");
+                    cluster.words.digest(namespaces, &mut digester);
                 }
             }
-            cluster.words.fields(selector, &mut fields);
+            cluster.words.digest(selector, &mut digester);
         }
-        if let Some(block) = &self.block {
-            let text = |block: &Block| block.to_string().into_bytes();
-            fields.push(b"block".to_vec());
-            fields.push(text(&block.block));
-            fields.extend(block.except.iter().map(text));
+        if let Some(IpBlock { block, except }) = self.block.as_deref() {
+            digester.field(b"block");
+            for block in [block].into_iter().chain(except) {
+                digester.field(block.to_string().as_bytes());
+            }
         }
         if let Some((protocol, name)) = &self.port {
-            fields.extend([b"port".to_vec(), vec![protocol.number()], name.as_bytes().to_vec()]);
+            digester.field(b"port");
+            digester.field(&[protocol.number()]);
+            digester.field(name.as_bytes());
         }
-        Digest::of("term", fields)
+        digester.digest()
     }
 }

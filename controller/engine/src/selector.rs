@@ -4,6 +4,7 @@ use std::hash::Hash;
 
 use hashbrown::HashMap;
 
+use crate::cluster::Few;
 use crate::table::{SelectorId, WordId, insert};
 use crate::words::{Need, Test, Words};
 
@@ -123,10 +124,10 @@ pub(crate) fn smallest(needs: &[Need]) -> Option<(WordId, &[WordId])> {
 }
 
 /// Where a selector is filed. Labels have at most one of these, so that it is found at most once.
-fn anchors(needs: &[Need]) -> Vec<Anchor> {
+fn anchors(needs: &[Need]) -> Few<Anchor> {
     if let Some((key, values)) = smallest(needs) {
         return values.iter().map(|&value| (Some(key), Some(value))).collect();
     }
     let mut present = needs.iter().filter(|need| need.test == Test::Exists);
-    vec![(present.next().map(|need| need.key), None)]
+    Few::from_iter([(present.next().map(|need| need.key), None)])
 }

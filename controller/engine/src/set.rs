@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use durward_proto::{AtomId, Digest, Digester, Direction, PortKey, Row, SetId};
+use smallvec::SmallVec;
 
 use crate::attribution::AttributionState;
 use crate::cluster::sorted;
@@ -10,7 +11,7 @@ use crate::elements::{Asked, Element, Elements, Of};
 use crate::limit::{Load, pages};
 use crate::list::{self, Branch, FAN};
 use crate::object::{Key, NamedPort};
-use crate::row::{Grant, Part, RowState};
+use crate::row::{Grant, Grants, Part, RowState};
 use crate::rules::{Name, Rules};
 use crate::table::{
     AtomIndex, AttributionIndex, BodyId, ContentId, ListId, PartId, RowIndex, SetIndex, Table, TermId,
@@ -72,8 +73,8 @@ pub(crate) struct Sets {
     /// What branches add to rows.
     pub(crate) parts: Table<PartId, Of<SetIndex>, Part>,
     /// What rows say, with the attributions in it, each once.
-    pub(crate) contents: Table<ContentId, Row, Box<[AttributionIndex]>>,
-    pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, Name>, AttributionState>,
+    pub(crate) contents: Table<ContentId, Row, SmallVec<[AttributionIndex; 4]>>,
+    pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, Name, 2>, AttributionState>,
 }
 
 impl Sets {
@@ -130,7 +131,7 @@ impl Sets {
     }
 
     fn leaf_kind(&self, rules: &Rules, key: &SetKey) -> (Box<[TermId]>, Kind) {
-        let (mut grants, mut open) = (vec![], vec![]);
+        let (mut grants, mut open) = (vec![], Grants::new());
         let bodies = if key.bindings.is_some() { key.bodies(rules) } else { &[] };
         for (at, &body) in (0..).zip(bodies) {
             for (number, rule) in (0..).zip(&rules.bodies[body].rules) {
@@ -142,9 +143,9 @@ impl Sets {
             }
         }
         let grants = sorted(grants);
-        let mut terms: Vec<_> = grants.iter().map(|&(term, ..)| term).collect();
+        let mut terms: SmallVec<[TermId; 16]> = grants.iter().map(|&(term, ..)| term).collect();
         terms.dedup();
-        (terms.into(), Kind::Leaf { grants: grants.into(), open: open.into() })
+        ((*terms).into(), Kind::Leaf { grants: grants.into(), open: (*open).into() })
     }
 
     fn inner_kind(
@@ -169,7 +170,7 @@ impl Sets {
         }
         let denied = match &self.sets[set].kind {
             Kind::Leaf { .. } => {
-                let bodies = self.sets.key(set).bodies(rules).to_vec();
+                let bodies = SmallVec::<[BodyId; 8]>::from_slice(self.sets.key(set).bodies(rules));
                 Some(self.attribution(rules, bodies))
             }
             Kind::Inner(children) => {
@@ -265,15 +266,16 @@ impl Sets {
         if let Some(atom) = self.atoms.find(elements) {
             return atom;
         }
-        let mut fields: Vec<_> =
-            elements.iter().map(|&(term, number)| (rules.terms[term].0, number)).collect();
+        let mut fields: SmallVec<[_; 8]> = elements
+            .iter()
+            .map(|&(term, number)| {
+                let mut field = [0; 18];
+                field[..16].copy_from_slice(&rules.terms[term].0);
+                field[16..].copy_from_slice(&number.to_be_bytes());
+                field
+            })
+            .collect();
         fields.sort_unstable();
-        let fields = fields.iter().map(|(digest, number)| {
-            let mut field = [0; 18];
-            field[..16].copy_from_slice(digest);
-            field[16..].copy_from_slice(&number.to_be_bytes());
-            field
-        });
         let id = AtomId(Digest::of("atom", fields));
         elements.iter().for_each(|&(term, _)| rules.terms.hold(term));
         self.atoms.insert(elements.into(), id)
@@ -322,10 +324,7 @@ impl Sets {
 impl SetKey {
     /// The bodies of a leaf.
     pub(crate) fn bodies<'a>(&self, rules: &'a Rules) -> &'a [BodyId] {
-        match rules.lists.key(self.list) {
-            Branch::Leaf(bodies) => bodies,
-            Branch::Inner(_) => &[],
-        }
+        rules.lists.key(self.list).leaf()
     }
 
     /// What one of a leaf's rules permits by number, and by names that the set binds.

@@ -285,7 +285,10 @@ impl Refresh<'_> {
         }
         let (closed, uses) = self.turns(sorted(classes), &[]);
         for (class, (before, now)) in closed {
-            turns.entry(class).or_insert((before, now)).1 = now;
+            match turns.binary_search_by_key(&class, |(class, _)| *class) {
+                Ok(at) => turns[at].1.1 = now,
+                Err(at) => turns.insert(at, (class, (before, now))),
+            }
         }
         uses
     }

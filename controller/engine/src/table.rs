@@ -207,6 +207,11 @@ impl<I: Id, K: Eq + Hash, V> Table<I, K, V> {
         self.numbers.len()
     }
 
+    /// All numbers are less than this.
+    pub(crate) fn bound(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
     pub(crate) fn ids(&self) -> impl Iterator<Item = I> + '_ {
         let used = self.chunks.iter().flatten().enumerate().filter(|(_, slot)| slot.is_some());
         used.map(|(index, _)| I::new(index))

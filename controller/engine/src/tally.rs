@@ -35,6 +35,15 @@ impl<K: Copy + Ord> Uses<K> {
         self.0.push((thing, -1));
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Nothing comes or goes any more.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// How much there is more in all.
     pub(crate) fn sum(&self) -> isize {
         self.0.iter().map(|&(_, change)| change as isize).sum()
@@ -45,8 +54,13 @@ impl<K: Copy + Ord> Uses<K> {
         self.0.iter_mut().for_each(|(_, change)| *change = -*change);
     }
 
+    /// How much there is more of a thing; they must be what changes for each.
+    pub(crate) fn of(&self, thing: K) -> i32 {
+        self.0.binary_search_by_key(&thing, |&(thing, _)| thing).map_or(0, |at| self.0[at].1)
+    }
+
     /// Makes them what changes for each thing, sorted; nothing is said of what does not.
-    fn net(&mut self) {
+    pub(crate) fn net(&mut self) {
         self.0.sort_unstable_by_key(|&(thing, _)| thing);
         self.0.dedup_by(|&mut (later, more), (first, sum)| {
             let same = later == *first;
@@ -117,7 +131,8 @@ impl<K: Copy + Ord> Tally<K> {
         }
         uses.net();
         let net = &uses.0;
-        let (mut came, mut went) = (vec![], vec![]);
+        let (mut came, mut went) = (Vec::with_capacity(net.len()), Vec::with_capacity(net.len()));
+        let mut new = vec![];
         for &(thing, change) in net {
             match self.0.binary_search_by_key(&thing, |&(thing, _)| thing) {
                 Ok(at) => match self.0[at].1.checked_add_signed(change) {
@@ -125,12 +140,13 @@ impl<K: Copy + Ord> Tally<K> {
                     Some(uses) => self.0[at].1 = uses,
                     None => unreachable!("what goes was there"),
                 },
-                Err(_) if change > 0 => came.push(thing),
+                Err(_) if change > 0 => {
+                    came.push(thing);
+                    new.push((thing, change.unsigned_abs()));
+                }
                 Err(_) => unreachable!("what goes was there"),
             }
         }
-        let new = net.iter().filter(|(thing, _)| came.binary_search(thing).is_ok());
-        let new = new.map(|&(thing, uses)| (thing, uses.unsigned_abs())).collect();
         exchange(&mut self.0, &went, new, |&(thing, _)| thing);
         Turnover { came, went }
     }

@@ -11,18 +11,17 @@
 //! Nothing is told before it is known that the node can hold it. If it cannot, the pods of some
 //! namespace are closed (see `shed.rs`), and what follows from that is worked out anew.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use durward_proto::{AtomId, Block, Delta, Direction, Patch};
-use hashbrown::HashMap;
 
 use crate::address::Change;
 use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt, sorted};
 use crate::elements::Element;
 use crate::limit::{Load, Need, NoRoom};
-use crate::own::{SetPair, Told};
+use crate::list::FAN;
+use crate::own::{Pairs, Told};
 use crate::rules::{Rules, Term};
 use crate::set::Sets;
 use crate::shed::{Closing, Shed};
@@ -72,7 +71,7 @@ pub(crate) struct Refresh<'a> {
     pub(crate) rules: &'a mut Rules,
     pub(crate) sets: &'a mut Sets,
     /// The sets of classes, worked out once for all nodes.
-    pub(crate) pairs: &'a mut HashMap<ClassId, SetPair>,
+    pub(crate) pairs: &'a mut Pairs,
     pub(crate) node: NodeId,
     pub(crate) view: &'a mut View,
     pub(crate) atoms: Uses<AtomIndex>,
@@ -120,8 +119,10 @@ impl Refresh<'_> {
     /// Follows the sets to the terms that they use, and adds what changes there.
     fn terms(&mut self, sets: &Turnover<SetIndex>, change: &mut Change) {
         let uses = |sets: &[SetIndex]| {
-            let of = |&set: &SetIndex| self.sets.sets[set].terms.iter().map(move |&term| (term, set));
-            sets.iter().flat_map(of).collect()
+            let terms = |set: SetIndex| &self.sets.sets[set].terms;
+            let mut uses = Vec::with_capacity(sets.iter().map(|&set| terms(set).len()).sum());
+            sets.iter().for_each(|&set| uses.extend(terms(set).iter().map(|&term| (term, set))));
+            uses
         };
         let (come, go) = (uses(&sets.came), uses(&sets.went));
         sets.came.iter().for_each(|&set| self.sets.sets.hold(set));
@@ -175,33 +176,46 @@ impl Refresh<'_> {
 
     /// Follows the lists that rows name to the lists that those are made of.
     fn attributions(&mut self, patch: &mut Patch) {
-        // What was there before, of all that came or went on the way.
-        let mut before = BTreeMap::<AttributionIndex, bool>::new();
+        // Of all that came or went on the way, whether it was there before.
+        let mut before = Vec::<(AttributionIndex, bool)>::new();
         let mut uses = std::mem::take(&mut self.attributions);
         loop {
             let turnover = self.view.attributions.settle(&mut uses);
             if turnover.is_empty() {
                 break;
             }
-            uses = Uses::default();
-            for &list in &turnover.came {
-                before.entry(list).or_insert(false);
-                self.sets.attributions.key(list).children().for_each(|part| uses.add(part));
-            }
-            for &list in &turnover.went {
-                before.entry(list).or_insert(true);
-                self.sets.attributions.key(list).children().for_each(|part| uses.sub(part));
+            uses.clear();
+            before.extend(turnover.came.iter().map(|&list| (list, false)));
+            before.extend(turnover.went.iter().map(|&list| (list, true)));
+            let parts = |list: &[AttributionIndex], at: usize| {
+                list.get(at).and_then(|&list| self.sets.attributions.key(list).parts())
+            };
+            for at in 0..turnover.came.len().max(turnover.went.len()) {
+                let came = parts(&turnover.came, at).unwrap_or(&[None; FAN]);
+                let went = parts(&turnover.went, at).unwrap_or(&[None; FAN]);
+                // Where one policy of a list changed, all of its other branches are the same.
+                for (came, went) in came.iter().zip(went).filter(|(came, went)| came != went) {
+                    came.iter().for_each(|&part| uses.add(part));
+                    went.iter().for_each(|&part| uses.sub(part));
+                }
             }
         }
-        let Delta { put, removed } = &mut patch.attributions;
+        if before.is_empty() {
+            return;
+        }
+        // Stable: of what was said of one list, the first holds.
+        before.sort_by_key(|&(list, _)| list);
+        before.dedup_by_key(|(list, _)| *list);
+        let (mut put, mut removed) = (vec![], vec![]);
         for (list, was) in before {
             let id = self.sets.attributions[list].id;
             match (was, self.view.attributions.uses(list) > 0) {
-                (false, true) => drop(put.insert(id, self.sets.policy_list(self.rules, list))),
-                (true, false) => drop(removed.insert(id)),
+                (false, true) => put.push((id, self.sets.policy_list(self.rules, list))),
+                (true, false) => removed.push(id),
                 _ => {}
             }
         }
+        patch.attributions = Delta { put: put.into_iter().collect(), removed: removed.into_iter().collect() };
     }
 
     /// Nobody is interested in the node any more: lets go of everything.

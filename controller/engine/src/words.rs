@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use durward_proto::Digester;
+use smallvec::SmallVec;
+
+use crate::cluster::Few;
 use crate::object::{self, NamedPort, Operator, Requirement};
 use crate::table::{LabelsId, PortsId, SelectorId, Table, WordId};
 
@@ -15,8 +19,8 @@ pub(crate) struct Need {
 /// What must hold for the label. Values are sorted, each once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Test {
-    In(Box<[WordId]>),
-    NotIn(Box<[WordId]>),
+    In(Few<WordId>),
+    NotIn(Few<WordId>),
     Exists,
     Missing,
 }
@@ -49,7 +53,8 @@ impl Words {
     }
 
     pub(crate) fn labels(&mut self, labels: &object::Labels) -> LabelsId {
-        let mut list: Vec<_> = labels.iter().map(|(key, value)| (self.word(key), self.word(value))).collect();
+        let mut list: SmallVec<[_; 16]> =
+            labels.iter().map(|(key, value)| (self.word(key), self.word(value))).collect();
         list.sort_unstable();
         if let Some(found) = self.labels.find(&*list) {
             return found;
@@ -57,7 +62,7 @@ impl Words {
         for word in list.iter().flat_map(|&(key, value)| [key, value]) {
             self.strings.hold(word);
         }
-        self.labels.insert(list.into(), ())
+        self.labels.insert((*list).into(), ())
     }
 
     pub(crate) fn ports(&mut self, mut ports: Vec<NamedPort>) -> PortsId {
@@ -67,7 +72,7 @@ impl Words {
     }
 
     pub(crate) fn selector(&mut self, selector: &object::Selector) -> SelectorId {
-        let mut needs: Vec<_> = selector.0.iter().map(|requirement| self.need(requirement)).collect();
+        let mut needs: Few<_> = selector.0.iter().map(|requirement| self.need(requirement)).collect();
         needs.sort_unstable();
         needs.dedup();
         if let Some(found) = self.selectors.find(&*needs) {
@@ -77,15 +82,16 @@ impl Words {
             self.strings.hold(*key);
             test.values().iter().for_each(|&value| self.strings.hold(value));
         }
-        self.selectors.insert(needs.into(), ())
+        self.selectors.insert(needs.into_iter().collect(), ())
     }
 
     fn need(&mut self, Requirement { key, operator }: &Requirement) -> Need {
         let mut values = |values: &[Arc<str>]| {
-            let mut values: Vec<_> = values.iter().map(|value| self.word(value)).collect();
+            let mut values: Few<_> = values.iter().map(|value| self.word(value)).collect();
             values.sort_unstable();
             values.dedup();
-            values.into()
+            values.shrink_to_fit();
+            values
         };
         let test = match operator {
             Operator::In(of) => Test::In(values(of)),
@@ -110,13 +116,12 @@ impl Words {
         })
     }
 
-    /// The fields of a selector's content, for a digest: in the order of the strings, as numbers are
-    /// different in each engine.
-    pub(crate) fn fields(&self, selector: SelectorId, into: &mut Vec<Vec<u8>>) {
+    /// Adds a selector's content to a digest: in the order of the strings, as numbers are different in each
+    /// engine.
+    pub(crate) fn digest(&self, selector: SelectorId, into: &mut Digester) {
         let text = |word: &WordId| &**self.strings.key(*word);
-        let mut needs: Vec<_> = self.selectors.key(selector).iter().collect();
-        let mut sorted: Vec<(&str, u8, Vec<&str>)> = needs
-            .drain(..)
+        let needs = self.selectors.key(selector).iter();
+        let mut sorted: Few<(&str, u8, Few<&str>)> = needs
             .map(|Need { key, test }| {
                 let code = match test {
                     Test::In(_) => 0,
@@ -124,16 +129,18 @@ impl Words {
                     Test::Exists => 2,
                     Test::Missing => 3,
                 };
-                let mut values: Vec<_> = test.values().iter().map(text).collect();
+                let mut values: Few<_> = test.values().iter().map(text).collect();
                 values.sort_unstable();
                 (text(key), code, values)
             })
             .collect();
         sorted.sort_unstable();
-        into.push((sorted.len() as u64).to_be_bytes().to_vec());
+        into.field(&(sorted.len() as u64).to_be_bytes());
         for (key, code, values) in sorted {
-            into.extend([key.as_bytes().to_vec(), vec![code], (values.len() as u64).to_be_bytes().to_vec()]);
-            into.extend(values.into_iter().map(|value| value.as_bytes().to_vec()));
+            into.field(key.as_bytes());
+            into.field(&[code]);
+            into.field(&(values.len() as u64).to_be_bytes());
+            values.into_iter().for_each(|value| into.field(value.as_bytes()));
         }
     }
 
