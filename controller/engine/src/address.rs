@@ -10,9 +10,9 @@ use smallvec::SmallVec;
 
 use crate::block::Prefixes;
 use crate::cluster::sorted;
-use crate::elements::Element;
+use crate::elements::{Element, rank};
 use crate::rules::Term;
-use crate::table::{AtomIndex, ClassId, TermId};
+use crate::table::{AtomIndex, ClassId, Id, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;
 
@@ -142,14 +142,15 @@ impl Refresh<'_> {
                         _ => {
                             last.into_iter().for_each(|(atom, uses)| self.atoms.add_times(atom, uses));
                             block = here;
-                            let inside = block.map_or(&[][..], |block| &**self.sets.atoms.key(block));
-                            let all = elements.iter().chain(inside).copied().collect();
-                            (self.sets.atom(self.rules, &sorted(all)), 0)
+                            (self.sets.atom_within(self.rules, &elements, block), 0)
                         }
                     };
                     last = Some((atom, uses + 1));
                     match address {
-                        IpAddr::V4(address) => v4.push((address.to_bits(), atom)),
+                        // Sorted as one number, which takes least.
+                        IpAddr::V4(address) => {
+                            v4.push(u64::from(address.to_bits()) << 32 | atom.index() as u64);
+                        }
                         IpAddr::V6(_) => others.push((address, atom)),
                     }
                 }
@@ -159,7 +160,10 @@ impl Refresh<'_> {
         others.extend(self.shared_addresses(&matches));
         v4.sort_unstable();
         others.sort_unstable();
-        let v4 = v4.into_iter().map(|(bits, atom)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), atom));
+        let v4 = v4.into_iter().map(|both| {
+            let address = Ipv4Addr::from_bits((both >> 32) as u32);
+            (IpAddr::V4(address), AtomIndex::new(both as u32 as usize))
+        });
         let put = v4.chain(others).map(|(address, atom)| (address, self.sets.atoms[atom])).collect();
         Delta { put, ..Delta::default() }
     }
@@ -196,7 +200,7 @@ impl Refresh<'_> {
                 })),
             }
         }
-        matches.sort_unstable();
+        matches.sort_unstable_by_key(|&(class, element)| rank(class, element));
         matches
     }
 
@@ -283,10 +287,9 @@ impl Refresh<'_> {
         if elements.is_empty() {
             return None;
         }
-        elements.extend(block.into_iter().flat_map(|block| self.sets.atoms.key(block).iter().copied()));
         elements.sort_unstable();
         elements.dedup();
-        Some(self.sets.atom(self.rules, &elements))
+        Some(self.sets.atom_within(self.rules, &elements, block))
     }
 
     /// Adds what a pod of the class matches; without an address, no term is of a block, too.

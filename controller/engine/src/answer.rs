@@ -9,11 +9,11 @@ use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
 use smallvec::SmallVec;
 
 use crate::cluster::sorted;
-use crate::elements::Element;
+use crate::elements::{Element, rank};
 use crate::limit::{Load, Need, NoRoom};
 use crate::set::{Sets, Whole};
 use crate::shed::Closing;
-use crate::table::{AtomIndex, RowIndex, SetIndex, TermId};
+use crate::table::{AtomIndex, Id, RowIndex, SetIndex, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;
 
@@ -257,7 +257,9 @@ fn by_terms(
         let wanted = elements.filter(|(term, _)| is_wanted(*term));
         by_terms.extend(wanted.map(|&element| (element, atom)));
     }
-    by_terms.sort_unstable();
+    by_terms.sort_unstable_by_key(|&((term, number), atom)| {
+        (term.index() as u128) << 64 | u128::from(number) << 32 | atom.index() as u128
+    });
     by_terms
 }
 
@@ -274,7 +276,7 @@ pub(crate) fn matching(terms: &[TermId], atoms: &ByTerm) -> Matching {
         let used = atoms.iter().filter(|((term, _), _)| terms.binary_search(term).is_ok());
         matching.extend(used.map(|&(element, atom)| (atom, element)));
     }
-    matching.sort_unstable();
+    matching.sort_unstable_by_key(|&(atom, element)| rank(atom, element));
     matching
 }
 

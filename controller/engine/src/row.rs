@@ -12,7 +12,7 @@ use crate::elements::{Asked, Element, Of};
 use crate::list::FAN;
 use crate::object::Key;
 use crate::rules::Rules;
-use crate::set::{Kind, Sets};
+use crate::set::{Content, Kind, Sets};
 use crate::table::{AttributionIndex, BodyId, ContentId, PartId, SetIndex};
 use crate::{Fault, Limits};
 
@@ -118,12 +118,13 @@ impl Sets {
             Ok(row) => row,
             Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
         };
-        let mut attributions: SmallVec<[_; 4]> = acts.iter().map(|&(_, (_, by))| by).collect();
-        attributions.sort_unstable();
-        attributions.dedup();
-        attributions.shrink_to_fit();
-        attributions.iter().for_each(|&attribution| self.attributions.hold(attribution));
-        self.contents.insert(row, attributions)
+        let mut named: SmallVec<[_; 4]> = acts.iter().map(|&(_, (_, by))| by).collect();
+        named.sort_unstable();
+        named.dedup();
+        named.shrink_to_fit();
+        named.iter().for_each(|&by| self.attributions.hold(by));
+        let mentions = named.iter().map(|&by| self.attributions[by].count).sum();
+        self.contents.insert(row, Content { named, mentions })
     }
 
     fn draft(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {

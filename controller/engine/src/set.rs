@@ -58,6 +58,15 @@ pub(crate) struct Whole {
     pub(crate) base: RowIndex,
 }
 
+/// What is kept of what rows say.
+#[derive(Debug)]
+pub(crate) struct Content {
+    /// The attributions in it, each once.
+    pub(crate) named: SmallVec<[AttributionIndex; 4]>,
+    /// How many policies those have, together.
+    pub(crate) mentions: u32,
+}
+
 /// Sets, atoms, rows and attributions.
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
@@ -72,8 +81,8 @@ pub(crate) struct Sets {
     pub(crate) rows: Table<RowIndex, Of<SetIndex>, RowState>,
     /// What branches add to rows.
     pub(crate) parts: Table<PartId, Of<SetIndex>, Part>,
-    /// What rows say, with the attributions in it, each once.
-    pub(crate) contents: Table<ContentId, Row, SmallVec<[AttributionIndex; 4]>>,
+    /// What rows say.
+    pub(crate) contents: Table<ContentId, Row, Content>,
     pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, Name, 2>, AttributionState>,
 }
 
@@ -205,18 +214,21 @@ impl Sets {
 
     /// The attributions that a row names, each once.
     pub(crate) fn named(&self, row: RowIndex) -> &[AttributionIndex] {
-        &self.contents[self.rows[row].content]
+        &self.contents[self.rows[row].content].named
     }
 
     /// What a set's row takes.
     pub(crate) fn load(&self, set: SetIndex, row: RowIndex) -> Load {
-        let all = self.sets[set].denied;
-        let named = self.named(row).iter().filter(|&&by| Some(by) != all);
+        let RowState { content, ports, .. } = &self.rows[row];
+        let Content { named, mentions } = &self.contents[*content];
+        // Each set names all of its policies anyway.
+        let all = self.sets[set].denied.filter(|all| named.contains(all));
+        let all = all.map_or(0, |all| self.attributions[all].count);
         Load {
             rows: 1,
-            pages: pages(self.said(row).steps().len()),
-            ports: self.rows[row].ports as usize,
-            mentions: named.map(|&by| self.attributions[by].count as usize).sum(),
+            pages: pages(self.contents.key(*content).steps().len()),
+            ports: *ports as usize,
+            mentions: (mentions - all) as usize,
         }
     }
 
@@ -261,6 +273,21 @@ impl Sets {
         std::mem::take(&mut self.touched)
     }
 
+    /// The atom of addresses that match these elements, sorted and each once, and what this block does.
+    pub(crate) fn atom_within(
+        &mut self,
+        rules: &mut Rules,
+        elements: &[Element],
+        block: Option<AtomIndex>,
+    ) -> AtomIndex {
+        let Some(block) = block else { return self.atom(rules, elements) };
+        let mut all = SmallVec::<[Element; 16]>::from_slice(elements);
+        all.extend_from_slice(self.atoms.key(block));
+        all.sort_unstable();
+        all.dedup();
+        self.atom(rules, &all)
+    }
+
     /// The atom of addresses that match these elements, sorted and each once.
     pub(crate) fn atom(&mut self, rules: &mut Rules, elements: &[Element]) -> AtomIndex {
         if let Some(atom) = self.atoms.find(elements) {
@@ -301,8 +328,8 @@ impl Sets {
                 self.remove_overflow(policy, &fault);
             }
         }
-        for (_, _, attributions) in self.contents.collect() {
-            attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
+        for (_, _, content) in self.contents.collect() {
+            content.named.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
         self.collect_parts(rules);
         for (_, elements, _) in self.atoms.collect() {
