@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn a_digest_is_that_of_all_fields_however_long_they_are() {
         let long = [b'x'; 300];
-        for length in [0, 1, 200, 233, 240, 241, 249, 256, 300] {
+        for length in 0..=long.len() {
             let fields = [&long[..length], b"y", &long[..length]];
             let mut whole = Sha256::new();
             for field in [&b"kind"[..]].iter().chain(&fields) {

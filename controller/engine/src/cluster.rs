@@ -355,7 +355,7 @@ pub(crate) fn insert<A: Array>(list: &mut SmallVec<A>, at: usize, thing: A::Item
     list.insert(at, thing);
 }
 
-/// How many changes of a list are better made one by one than all at once.
+/// How many changes of a list, and marks for members, are better made one by one than all at once.
 const FEW: usize = 8;
 
 /// Takes out of a list that is sorted by a key what has one of these keys, which are sorted, and puts others in.

@@ -1,6 +1,7 @@
 //! A node's own pods: which sets judge them. Pure.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use durward_proto::{Delta, Direction, Patch, PodUid, view};
 
@@ -13,33 +14,44 @@ use crate::view::Refresh;
 pub(crate) type SetPair = [Option<SetIndex>; 2];
 
 /// The sets of classes, as long as nothing changes that they follow from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pairs {
-    /// By class; with the age in which it was worked out.
-    of: Vec<(u32, SetPair)>,
-    age: u32,
+    /// By class; with the age in which it was worked out, which is none for those that were not.
+    of: Vec<(Option<NonZeroU32>, SetPair)>,
+    age: NonZeroU32,
 }
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self { of: vec![], age: NonZeroU32::MIN }
+    }
+}
+
+/// For how many classes room is made at once: left to itself, a list has room for twice as many as there are.
+const CHUNK: usize = 1_024;
 
 impl Pairs {
     fn get(&self, class: ClassId) -> Option<SetPair> {
         let (age, pair) = *self.of.get(class.index())?;
-        (age == self.age).then_some(pair)
+        (age == Some(self.age)).then_some(pair)
     }
 
     fn put(&mut self, class: ClassId, pair: SetPair, classes: usize) {
         if class.index() >= self.of.len() {
-            self.of.reserve_exact(classes - self.of.len());
-            self.of.resize(classes, (self.age.wrapping_sub(1), [None; 2]));
+            let room = classes.next_multiple_of(CHUNK);
+            self.of.reserve_exact(room - self.of.len());
+            self.of.resize(room, (None, [None; 2]));
         }
-        self.of[class.index()] = (self.age, pair);
+        self.of[class.index()] = (Some(self.age), pair);
     }
 
     /// Something may have changed.
     pub(crate) fn clear(&mut self) {
-        self.age = self.age.wrapping_add(1);
-        if self.age == 0 {
+        self.age = self.age.checked_add(1).unwrap_or_else(|| {
+            // What was worked out in an age of the same number holds no more.
             self.of.clear();
-        }
+            NonZeroU32::MIN
+        });
     }
 }
 

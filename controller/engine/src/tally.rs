@@ -69,7 +69,7 @@ impl<K: Copy + Ord> Uses<K> {
             }
             same
         });
-        // Much comes again that went: where one policy of a list changes, all of its other branches.
+        // Much comes again that went: where one policy of a list changes, most of what its rows name.
         self.0.retain(|&(_, change)| change != 0);
     }
 }
