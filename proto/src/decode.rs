@@ -139,7 +139,7 @@ fn row(row: wire::Row) -> Result<Row, DecodeError> {
         };
         Ok(Step { start: PortKey::from_bits(start).ok_or_else(port)?, act })
     };
-    let steps = steps.into_iter().map(step).collect::<Result<Vec<_>, _>>()?;
+    let steps = steps.into_iter().map(step).collect::<Result<_, _>>()?;
     Row::new(steps).map_err(|error| Field("Row", "steps").wrong(error))
 }
 

@@ -28,53 +28,28 @@ impl Digest {
     }
 }
 
-const PENDING: usize = 192;
-
 /// A digest in the making: field after field, as [`Digest::of`] takes them.
 #[derive(Clone, Debug)]
-pub struct Digester {
-    hash: Sha256,
-    /// What is hashed next, up to `filled`: most digests are of a few short fields, which are hashed faster at
-    /// one go.
-    pending: [u8; PENDING],
-    filled: usize,
-}
+pub struct Digester(Sha256);
 
 impl Digester {
     /// A digest of a thing of this kind, with no field yet.
     pub fn new(kind: &str) -> Self {
-        let mut digester = Self { hash: Sha256::new(), pending: [0; PENDING], filled: 0 };
+        let mut digester = Self(Sha256::new());
         digester.field(kind.as_bytes());
         digester
     }
 
     /// Adds a field.
     pub fn field(&mut self, bytes: &[u8]) {
-        let length = (bytes.len() as u64).to_be_bytes();
-        let room = self.pending[self.filled..].split_at_mut_checked(length.len());
-        if let Some((first, rest)) = room
-            && let Some(rest) = rest.get_mut(..bytes.len())
-        {
-            first.copy_from_slice(&length);
-            rest.copy_from_slice(bytes);
-            self.filled += length.len() + bytes.len();
-            return;
-        }
-        self.hash.update(&self.pending[..self.filled]);
-        self.filled = 0;
-        if length.len() + bytes.len() > PENDING {
-            self.hash.update(length);
-            self.hash.update(bytes);
-        } else {
-            self.field(bytes);
-        }
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
     }
 
     /// The digest of all fields.
-    pub fn digest(mut self) -> Digest {
-        self.hash.update(&self.pending[..self.filled]);
+    pub fn digest(self) -> Digest {
         let mut first = [0; 16];
-        first.copy_from_slice(&self.hash.finalize()[..16]);
+        first.copy_from_slice(&self.0.finalize()[..16]);
         Digest(first)
     }
 }

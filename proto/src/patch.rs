@@ -289,16 +289,6 @@ impl NodeView {
         addresses.apply(&mut self.addresses, removal, "an address")?;
         blocks.apply(&mut self.blocks, removal, "a block")?;
         services.apply(&mut self.services, removal, "a Service's frontend")?;
-        self.logging = logging.unwrap_or(self.logging);
-        if self.sets.is_empty() && sets.values().all(|delta| matches!(delta, SetDelta::New(_))) {
-            // A whole view, which is made at one go.
-            let new = |(id, delta)| match delta {
-                SetDelta::New(set) => Some((id, set)),
-                SetDelta::Rows(_) | SetDelta::Removed => None,
-            };
-            self.sets = sets.into_iter().filter_map(new).collect();
-            return Ok(());
-        }
         for (id, delta) in sets {
             match delta {
                 SetDelta::New(set) => drop(self.sets.insert(id, set)),
@@ -309,6 +299,7 @@ impl NodeView {
                 SetDelta::Removed => removal.check(self.sets.remove(&id).is_some(), "a set")?,
             }
         }
+        self.logging = logging.unwrap_or(self.logging);
         Ok(())
     }
 }

@@ -116,8 +116,7 @@ impl Row {
     /// # Errors
     ///
     /// [`RowError`] if the steps do not start at 0 or do not rise.
-    pub fn new(steps: impl AsRef<[Step]>) -> Result<Self, RowError> {
-        let steps = steps.as_ref();
+    pub fn new(steps: Vec<Step>) -> Result<Self, RowError> {
         let found = steps.first().map(|step| step.start);
         if found != Some(PortKey::MIN) {
             return Err(RowError::Start { found: found.map(PortKey::bits) });
@@ -129,11 +128,7 @@ impl Row {
         Ok(Self::merged(steps))
     }
 
-    fn merged(steps: &[Step]) -> Self {
-        if steps.windows(2).all(|pair| pair[0].act != pair[1].act) {
-            return Self(steps.into());
-        }
-        let mut steps = steps.to_vec();
+    fn merged(mut steps: Vec<Step>) -> Self {
         steps.dedup_by(|later, earlier| later.act == earlier.act);
         Self(steps.into())
     }
@@ -147,7 +142,7 @@ impl Row {
             steps.push(Step { start: next, act: self.act(next) });
             steps.extend(self.0.iter().filter(|step| step.start > next));
         }
-        Self::merged(&steps)
+        Self::merged(steps)
     }
 
     /// The steps, sorted by where they start.
@@ -220,14 +215,14 @@ mod tests {
                     let expected = if at == key { verdict } else { row.act(at).verdict };
                     assert_eq!(other.act(at).verdict, expected, "{at:?} of {other:?}");
                 }
-                assert_eq!(Row::new(other.steps()), Ok(other));
+                assert_eq!(Row::new(other.steps().to_vec()), Ok(other));
             }
         }
     }
 
     #[test]
     fn what_is_no_row_is_refused() {
-        assert_eq!(Row::new([]), Err(RowError::Start { found: None }));
+        assert_eq!(Row::new(vec![]), Err(RowError::Start { found: None }));
         assert_eq!(Row::new(vec![step(0, 1, Verdict::Deny)]), Err(RowError::Start { found: Some(1) }));
         let twice = vec![step(0, 0, Verdict::Deny), step(6, 1, Verdict::Allow), step(6, 1, Verdict::Deny)];
         assert_eq!(Row::new(twice), Err(RowError::Order { index: 2, start: 0x6_0001 }));

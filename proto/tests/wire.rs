@@ -49,8 +49,7 @@ fn row() -> impl Strategy<Value = Row> {
     (act(), later).prop_map(|(first, later)| {
         let later =
             later.into_iter().map(|(bits, act)| Step { start: PortKey::from_bits(bits).unwrap(), act });
-        Row::new([Step { start: PortKey::MIN, act: first }].into_iter().chain(later).collect::<Vec<_>>())
-            .unwrap()
+        Row::new([Step { start: PortKey::MIN, act: first }].into_iter().chain(later).collect()).unwrap()
     })
 }
 
@@ -233,7 +232,7 @@ fn a_row_that_is_larger_than_a_part_goes_alone() {
         |number: u32| Act { verdict: Verdict::Allow, attribution: AttributionId(digest_of(number as usize)) };
     let steps =
         (0..16_384).map(|number| Step { start: PortKey::from_bits(number).unwrap(), act: act(number % 2) });
-    let row = Row::new(steps.collect::<Vec<_>>()).unwrap();
+    let row = Row::new(steps.collect()).unwrap();
     let rows = [(AtomId(digest_of(1)), row.clone()), (AtomId(digest_of(2)), row.clone())].into();
     let set = Set { direction: Direction::Ingress, base: row, rows };
     let view = NodeView { sets: [(SetId(digest_of(1)), set)].into(), ..NodeView::default() };

@@ -9,10 +9,10 @@ use durward_proto::{AtomId, Delta};
 use smallvec::SmallVec;
 
 use crate::block::Prefixes;
-use crate::cluster::sorted;
-use crate::elements::{Element, rank};
+use crate::cluster::{few_sorted, sorted};
+use crate::elements::Element;
 use crate::rules::Term;
-use crate::table::{AtomIndex, ClassId, Id, TermId};
+use crate::table::{AtomIndex, ClassId, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;
 
@@ -147,10 +147,7 @@ impl Refresh<'_> {
                     };
                     last = Some((atom, uses + 1));
                     match address {
-                        // Sorted as one number, which takes least.
-                        IpAddr::V4(address) => {
-                            v4.push(u64::from(address.to_bits()) << 32 | atom.index() as u64);
-                        }
+                        IpAddr::V4(address) => v4.push((address.to_bits(), atom)),
                         IpAddr::V6(_) => others.push((address, atom)),
                     }
                 }
@@ -160,10 +157,7 @@ impl Refresh<'_> {
         others.extend(self.shared_addresses(&matches));
         v4.sort_unstable();
         others.sort_unstable();
-        let v4 = v4.into_iter().map(|both| {
-            let address = Ipv4Addr::from_bits((both >> 32) as u32);
-            (IpAddr::V4(address), AtomIndex::new(both as u32 as usize))
-        });
+        let v4 = v4.into_iter().map(|(bits, atom)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), atom));
         let put = v4.chain(others).map(|(address, atom)| (address, self.sets.atoms[atom])).collect();
         Delta { put, ..Delta::default() }
     }
@@ -200,7 +194,7 @@ impl Refresh<'_> {
                 })),
             }
         }
-        matches.sort_unstable_by_key(|&(class, element)| rank(class, element));
+        matches.sort_unstable();
         matches
     }
 
@@ -283,13 +277,8 @@ impl Refresh<'_> {
     }
 
     /// None if no pod makes the address match more than blocks do.
-    fn atom(&mut self, mut elements: Matched, block: Option<AtomIndex>) -> Option<AtomIndex> {
-        if elements.is_empty() {
-            return None;
-        }
-        elements.sort_unstable();
-        elements.dedup();
-        Some(self.sets.atom_within(self.rules, &elements, block))
+    fn atom(&mut self, elements: Matched, block: Option<AtomIndex>) -> Option<AtomIndex> {
+        (!elements.is_empty()).then(|| self.sets.atom_within(self.rules, &few_sorted(elements), block))
     }
 
     /// Adds what a pod of the class matches; without an address, no term is of a block, too.

@@ -9,11 +9,11 @@ use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
 use smallvec::SmallVec;
 
 use crate::cluster::sorted;
-use crate::elements::{Element, rank};
+use crate::elements::Element;
 use crate::limit::{Load, Need, NoRoom};
 use crate::set::{Sets, Whole};
 use crate::shed::Closing;
-use crate::table::{AtomIndex, Id, RowIndex, SetIndex, TermId};
+use crate::table::{AtomIndex, RowIndex, SetIndex, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;
 
@@ -186,9 +186,7 @@ impl Refresh<'_> {
             let content = view::Set { direction, base, rows: self.change_rows(rows, Told::new()).put };
             sets.push((id, SetDelta::New(content)));
         }
-        if !sets.is_empty() {
-            patch.sets = sets.into_iter().collect();
-        }
+        patch.sets = sets.into_iter().collect();
     }
 
     /// Adds rows for atoms that came, and removes those for atoms that went.
@@ -199,13 +197,8 @@ impl Refresh<'_> {
             delta.removed.insert(self.sets.atoms[atom]);
         }
         came.iter().for_each(|&(_, row)| self.take_row(row));
-        let put = came.iter().map(|&(atom, row)| (self.sets.atoms[atom], self.sets.said(row).clone()));
-        if came.len() <= Told::inline_size(&came) {
-            // To sort them first is more work than to put each where it belongs.
-            delta.put.extend(put);
-        } else {
-            delta.put = put.collect();
-        }
+        delta.put =
+            came.iter().map(|&(atom, row)| (self.sets.atoms[atom], self.sets.said(row).clone())).collect();
         delta
     }
 
@@ -257,9 +250,7 @@ fn by_terms(
         let wanted = elements.filter(|(term, _)| is_wanted(*term));
         by_terms.extend(wanted.map(|&element| (element, atom)));
     }
-    by_terms.sort_unstable_by_key(|&((term, number), atom)| {
-        (term.index() as u128) << 64 | u128::from(number) << 32 | atom.index() as u128
-    });
+    by_terms.sort_unstable();
     by_terms
 }
 
@@ -276,7 +267,7 @@ pub(crate) fn matching(terms: &[TermId], atoms: &ByTerm) -> Matching {
         let used = atoms.iter().filter(|((term, _), _)| terms.binary_search(term).is_ok());
         matching.extend(used.map(|&(element, atom)| (atom, element)));
     }
-    matching.sort_unstable_by_key(|&(atom, element)| rank(atom, element));
+    matching.sort_unstable();
     matching
 }
 

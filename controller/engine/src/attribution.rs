@@ -3,7 +3,7 @@
 use durward_proto::{Attribution, AttributionId, PolicyList};
 use smallvec::SmallVec;
 
-use crate::cluster::sorted;
+use crate::cluster::{Few, few_sorted, sorted};
 use crate::list::{self, Branch, FAN, LeafOf};
 use crate::object::Key;
 use crate::rules::{Name, Rules};
@@ -23,9 +23,6 @@ pub(crate) struct AttributionState {
 /// Of up to so many policies, which few nodes are told of, no list is kept.
 const FEW: usize = 4;
 
-/// Mostly few.
-type Few = SmallVec<[Name; FEW]>;
-
 impl Sets {
     /// The attribution to these policies, which are of one leaf.
     pub(crate) fn attribution(
@@ -33,10 +30,8 @@ impl Sets {
         rules: &mut Rules,
         bodies: impl IntoIterator<Item = BodyId>,
     ) -> AttributionIndex {
-        let mut names: Few = bodies.into_iter().map(|body| rules.bodies[body].name).collect();
-        names.sort_unstable();
-        names.dedup();
-        self.attribution_to(rules, &names)
+        let names: Few<_> = bodies.into_iter().map(|body| rules.bodies[body].name).collect();
+        self.attribution_to(rules, &few_sorted(names))
     }
 
     /// The attribution to these policies, sorted and each once.
@@ -51,7 +46,7 @@ impl Sets {
             (&**namespace, &**name, logged)
         });
         let (count, id) = (names.len(), AttributionId::of(fields));
-        let told = (count > FEW).then(|| Box::new(attribution(rules, names).into()));
+        let told = (count > FEW).then(|| Box::new(attribution(rules, &ordered).into()));
         let branch = Branch::Leaf(SmallVec::from_slice(names));
         self.attributions.insert(branch, AttributionState { count: count as u32, id, told })
     }
@@ -85,18 +80,19 @@ impl Sets {
     pub(crate) fn policy_list(&self, rules: &Rules, of: AttributionIndex) -> PolicyList {
         match (&self.attributions[of].told, self.attributions.key(of)) {
             (Some(told), _) => (**told).clone(),
-            (None, Branch::Leaf(names)) => attribution(rules, names).into(),
+            (None, Branch::Leaf(names)) => attribution(rules, &by_key(rules, names)).into(),
             (None, Branch::Inner(_)) => unreachable!("what is made of parts is kept"),
         }
     }
 }
 
+/// The names must be in the order of [`by_key`].
 fn attribution(rules: &Rules, names: &[Name]) -> Attribution {
-    Attribution(by_key(rules, names).iter().map(|&name| rules.said(name)).collect())
+    Attribution(names.iter().map(|&name| rules.said(name)).collect())
 }
 
-/// In the order in which attributions are told.
-fn by_key(rules: &Rules, names: &[Name]) -> Few {
+/// Names in the order in which attributions are told.
+fn by_key(rules: &Rules, names: &[Name]) -> Few<Name> {
     let mut names = Few::from_slice(names);
     let key = |name: &Name| (rules.policies.key(name.policy), name.logged);
     names.sort_unstable_by(|one, other| key(one).cmp(&key(other)));

@@ -258,8 +258,9 @@ impl Cluster {
     pub(crate) fn mark_class(&mut self, class: ClassId) {
         let Self { classes, nodes, dirty, .. } = self;
         let members = &classes[class].members;
-        // Of very many pods, many are on one node.
-        let mut seen = vec![0_u64; if members.len() > FEW { nodes.bound() / 64 + 1 } else { 0 }];
+        // Of very many pods, many are on one node. Of few it may be marked more than once.
+        let words = if members.len() > FEW { nodes.bound() / 64 + 1 } else { 0 };
+        let mut seen = vec![0_u64; words];
         for node in members.iter().filter_map(|member| member.node) {
             if let Some(seen) = seen.get_mut(node.index() / 64) {
                 let this = 1 << (node.index() % 64);
@@ -355,17 +356,11 @@ pub(crate) fn insert<A: Array>(list: &mut SmallVec<A>, at: usize, thing: A::Item
     list.insert(at, thing);
 }
 
-/// How many changes of a list, and marks for members, are better made one by one than all at once.
+/// Up to so many changes of a list, or pods of a class, are looked at one by one.
 const FEW: usize = 8;
 
 /// Takes out of a list that is sorted by a key what has one of these keys, which are sorted, and puts others in.
 pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Vec<T>, key: impl Fn(&T) -> K) {
-    if list.is_empty() {
-        *list = come;
-        list.sort_unstable_by_key(key);
-        list.shrink_to_fit();
-        return;
-    }
     if gone.len() + come.len() <= FEW {
         for gone in gone {
             if let Ok(at) = list.binary_search_by_key(gone, &key) {
@@ -384,7 +379,6 @@ pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Ve
     if !come.is_empty() {
         list.reserve_exact(come.len());
         list.extend(come);
-        // Two sorted lists, mostly.
         list.sort_by_key(key);
     }
 }
@@ -395,6 +389,14 @@ pub(crate) fn leave<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, thing: A::Ite
     }
 }
 
+/// [`sorted`] for what is mostly so short that it has no box.
+pub(crate) fn few_sorted<A: Array<Item: Ord>>(mut things: SmallVec<A>) -> SmallVec<A> {
+    things.sort_unstable();
+    things.dedup();
+    things
+}
+
+/// Sorted, each thing once.
 pub(crate) fn sorted<T: Ord>(mut things: Vec<T>) -> Vec<T> {
     things.sort_unstable();
     things.dedup();

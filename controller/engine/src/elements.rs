@@ -5,15 +5,10 @@ use std::ops::Deref;
 
 use hashbrown::Equivalent;
 
-use crate::table::{Id, TermId};
+use crate::table::TermId;
 
 /// A term that an address matches, and the number of the named port if the term has one (else 0).
 pub(crate) type Element = (TermId, u16);
-
-/// A thing and an element as one number: to sort by it takes less time than to compare them part by part.
-pub(crate) fn rank(first: impl Id, (term, number): Element) -> u128 {
-    (first.index() as u128) << 64 | (term.index() as u128) << 16 | u128::from(number)
-}
 
 /// Elements, sorted and each once. Most addresses match one or two, so that those have no box.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use durward_proto::Digest;
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
-use crate::cluster::sorted;
+use crate::cluster::{few_sorted, sorted};
 use crate::object::{Key, Protocol};
 use crate::rules::Rules;
 use crate::table::{BodyId, Id, ListId, Table};
@@ -136,15 +136,12 @@ pub(crate) enum Isolating {
 impl Rules {
     /// What isolates with these bodies put in or taken out; none if nothing does.
     pub(crate) fn isolating(&mut self, by: Option<Isolating>, edits: &[Edit]) -> Option<Isolating> {
-        let list = match (by, edits) {
-            (None, &[(body, true)]) => return Some(Isolating::One(body)),
-            (Some(Isolating::More(list)), edits) => self.edited(Some(list), edits)?,
-            (one, edits) => {
-                match edit_all(one.into_iter().flat_map(|one| self.bodies_of(one)).collect(), edits) {
-                    bodies if bodies.len() > 1 => self.build(bodies, 0)?,
-                    bodies => return bodies.first().copied().map(Isolating::One),
-                }
-            }
+        let list = match by {
+            Some(Isolating::More(list)) => self.edited(Some(list), edits)?,
+            one => match edit_all(one.into_iter().flat_map(|one| self.bodies_of(one)).collect(), edits) {
+                bodies if bodies.len() > 1 => self.build(bodies, 0)?,
+                bodies => return bodies.first().copied().map(Isolating::One),
+            },
         };
         match self.lists.key(list) {
             Branch::Leaf(bodies) if bodies.len() == 1 => Some(Isolating::One(bodies[0])),
@@ -271,14 +268,12 @@ impl Rules {
             Isolating::More(list) => self.lists[list].count as usize,
         };
         if of.iter().copied().map(count).sum::<usize>() <= self.leaf {
-            let mut bodies = SmallVec::<[BodyId; 16]>::new();
-            for by in of {
-                match by {
-                    Isolating::One(body) => bodies.push(*body),
-                    Isolating::More(list) => bodies.extend_from_slice(self.lists.key(*list).leaf()),
-                }
-            }
-            bodies.sort_unstable();
+            // A leaf, as its parts are: nearly all are, and need no box on the way.
+            let parts = of.iter().flat_map(|by| match by {
+                Isolating::One(body) => std::slice::from_ref(body),
+                Isolating::More(list) => self.lists.key(*list).leaf(),
+            });
+            let bodies = few_sorted(parts.copied().collect::<SmallVec<[_; 16]>>());
             return (!bodies.is_empty()).then(|| self.leaf_list(&bodies));
         }
         let lists = of.iter().filter_map(|by| match by {

@@ -91,8 +91,8 @@ fn turn(turns: &Turns, class: ClassId) -> Turn {
     }
 }
 
-/// Pods that are told.
-type Put = Vec<(PodUid, view::Pod)>;
+/// A pod as it is told.
+type ToldPod = (PodUid, view::Pod);
 
 impl Refresh<'_> {
     /// Finds where the marked pods were and are; their classes are added.
@@ -112,10 +112,11 @@ impl Refresh<'_> {
 
     /// Tells of pods that moved, and of those that are judged differently.
     pub(crate) fn tell_own(&self, turns: &Turns, moved: Vec<Moved>, patch: &mut Patch) {
-        let (mut put, mut removed) = (vec![], vec![]);
-        self.tell_classes(turns, &moved, &mut put, patch);
+        let (mut put, mut removed) = (self.tell_classes(turns, &moved, patch), vec![]);
         for (pod, old, new) in moved {
-            self.tell_pod(pod, old, new, turns, &mut put, &mut removed);
+            let (was, is) = self.tell_pod(pod, old, new, turns);
+            removed.extend(was);
+            put.extend(is);
         }
         if put.is_empty() && removed.is_empty() {
             return;
@@ -151,8 +152,9 @@ impl Refresh<'_> {
         (turns, uses)
     }
 
-    /// Tells of the pods of classes that are judged differently, but for those that moved themselves.
-    fn tell_classes(&self, turns: &Turns, moved: &[Moved], put: &mut Put, patch: &mut Patch) {
+    /// Tells of the pods of classes that are judged differently, but for those that moved themselves. Gives those
+    /// that are told one by one.
+    fn tell_classes(&self, turns: &Turns, moved: &[Moved], patch: &mut Patch) -> Vec<ToldPod> {
         let differs = |(class, turn): &(ClassId, Turn)| match turn {
             (Some(before), Some(now)) if !before.says_the_same(now) => Some((*class, *before, *now)),
             _ => None,
@@ -172,14 +174,11 @@ impl Refresh<'_> {
             patch.moved.extend(both().filter_map(|(old, new)| Some((id(old?), id(new?)))));
         }
         if singly.is_empty() {
-            return;
+            return vec![];
         }
-        for (pod, class) in &self.view.pods {
-            let is_told = moved.binary_search_by_key(pod, |(pod, ..)| *pod).is_ok();
-            if let Some(now) = singly.get(class).filter(|_| !is_told) {
-                put.extend(self.told_pod(*pod, now));
-            }
-        }
+        let moved = |pod: &PodId| moved.binary_search_by_key(pod, |(pod, ..)| *pod).is_ok();
+        let stay = self.view.pods.iter().filter(|(pod, _)| !moved(pod));
+        stay.filter_map(|(pod, class)| self.told_pod(*pod, singly.get(class)?)).collect()
     }
 
     /// Sets all of whose pods on the node go to one and the same other.
@@ -197,15 +196,14 @@ impl Refresh<'_> {
         ways
     }
 
+    /// What a pod that moved was told as, and what it is told as now; none if that says the same.
     fn tell_pod(
         &self,
         pod: PodId,
         old: Option<ClassId>,
         new: Option<ClassId>,
         turns: &Turns,
-        put: &mut Put,
-        removed: &mut Vec<PodUid>,
-    ) {
+    ) -> (Option<PodUid>, Option<ToldPod>) {
         let old = old.and_then(|class| turn(turns, class).0);
         let new = new.and_then(|class| turn(turns, class).1);
         let was = old.and_then(|_| self.cluster.pods_before.get(&pod)?.as_ref());
@@ -214,17 +212,14 @@ impl Refresh<'_> {
             let content = |live: &Live| (live.uid.clone(), live.config_hash.clone());
             let same_pod = content(&was.live) == content(is);
             if same_pod && was.addresses == self.cluster.member(is).addresses && old.says_the_same(&new) {
-                return;
+                return (None, None);
             }
         }
-        if let Some(was) = was {
-            removed.push(was.live.uid.clone());
-        }
-        put.extend(new.and_then(|new| self.told_pod(pod, &new)));
+        (was.map(|was| was.live.uid.clone()), new.and_then(|new| self.told_pod(pod, &new)))
     }
 
     /// A pod as it is told, if it is there.
-    fn told_pod(&self, id: PodId, told: &Told) -> Option<(PodUid, view::Pod)> {
+    fn told_pod(&self, id: PodId, told: &Told) -> Option<ToldPod> {
         let live = self.cluster.pods[id].as_ref()?;
         let PodKey { namespace, name } = self.cluster.pods.key(id);
         let [ingress, egress] = told.pair.map(|set| set.map(|set| self.sets.whole(set).id));

@@ -7,12 +7,12 @@ use durward_proto::{Act, PortKey, Row, Step, Verdict};
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
-use crate::cluster::sorted;
+use crate::cluster::{Few, few_sorted, sorted};
 use crate::elements::{Asked, Element, Of};
 use crate::list::FAN;
 use crate::object::Key;
 use crate::rules::Rules;
-use crate::set::{Content, Kind, Sets};
+use crate::set::{Kind, Sets};
 use crate::table::{AttributionIndex, BodyId, ContentId, PartId, SetIndex};
 use crate::{Fault, Limits};
 
@@ -110,21 +110,18 @@ impl Sets {
             let by: AttributionIndex = by;
             Step { start, act: Act { verdict, attribution: self.attributions[by].id } }
         };
-        let steps: SmallVec<[Step; 8]> = acts.iter().map(step).collect();
+        let steps: Vec<_> = acts.iter().map(step).collect();
         if let Some(content) = self.contents.find(&Saying(&steps)) {
             return content;
         }
-        let row = match Row::new(&steps) {
+        let row = match Row::new(steps) {
             Ok(row) => row,
             Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
         };
-        let mut named: SmallVec<[_; 4]> = acts.iter().map(|&(_, (_, by))| by).collect();
-        named.sort_unstable();
-        named.dedup();
+        let mut named: Few<_> = few_sorted(acts.iter().map(|&(_, (_, by))| by).collect());
         named.shrink_to_fit();
         named.iter().for_each(|&by| self.attributions.hold(by));
-        let mentions = named.iter().map(|&by| self.attributions[by].count).sum();
-        self.contents.insert(row, Content { named, mentions })
+        self.contents.insert(row, named)
     }
 
     fn draft(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {
@@ -261,9 +258,7 @@ impl Sets {
         }
         // A rule that matches by several of its peers permits no more than by one.
         let key = self.sets.key(set);
-        by_number.sort_unstable();
-        by_number.dedup();
-        for (at, rule) in by_number {
+        for (at, rule) in few_sorted(by_number) {
             self.grant(&mut grants, key.permitted(rules, at, rule), at);
         }
         grants

@@ -6,7 +6,7 @@ use durward_proto::{AtomId, Digest, Digester, Direction, PortKey, Row, SetId};
 use smallvec::SmallVec;
 
 use crate::attribution::AttributionState;
-use crate::cluster::sorted;
+use crate::cluster::{Few, few_sorted, sorted};
 use crate::elements::{Asked, Element, Elements, Of};
 use crate::limit::{Load, pages};
 use crate::list::{self, Branch, FAN};
@@ -58,15 +58,6 @@ pub(crate) struct Whole {
     pub(crate) base: RowIndex,
 }
 
-/// What is kept of what rows say.
-#[derive(Debug)]
-pub(crate) struct Content {
-    /// The attributions in it, each once.
-    pub(crate) named: SmallVec<[AttributionIndex; 4]>,
-    /// How many policies those have, together.
-    pub(crate) mentions: u32,
-}
-
 /// Sets, atoms, rows and attributions.
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
@@ -81,8 +72,8 @@ pub(crate) struct Sets {
     pub(crate) rows: Table<RowIndex, Of<SetIndex>, RowState>,
     /// What branches add to rows.
     pub(crate) parts: Table<PartId, Of<SetIndex>, Part>,
-    /// What rows say.
-    pub(crate) contents: Table<ContentId, Row, Content>,
+    /// What rows say, with the attributions in it, each once.
+    pub(crate) contents: Table<ContentId, Row, Few<AttributionIndex>>,
     pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, Name, 2>, AttributionState>,
 }
 
@@ -214,21 +205,18 @@ impl Sets {
 
     /// The attributions that a row names, each once.
     pub(crate) fn named(&self, row: RowIndex) -> &[AttributionIndex] {
-        &self.contents[self.rows[row].content].named
+        &self.contents[self.rows[row].content]
     }
 
     /// What a set's row takes.
     pub(crate) fn load(&self, set: SetIndex, row: RowIndex) -> Load {
-        let RowState { content, ports, .. } = &self.rows[row];
-        let Content { named, mentions } = &self.contents[*content];
-        // Each set names all of its policies anyway.
-        let all = self.sets[set].denied.filter(|all| named.contains(all));
-        let all = all.map_or(0, |all| self.attributions[all].count);
+        let all = self.sets[set].denied;
+        let named = self.named(row).iter().filter(|&&by| Some(by) != all);
         Load {
             rows: 1,
-            pages: pages(self.contents.key(*content).steps().len()),
-            ports: *ports as usize,
-            mentions: (mentions - all) as usize,
+            pages: pages(self.said(row).steps().len()),
+            ports: self.rows[row].ports as usize,
+            mentions: named.map(|&by| self.attributions[by].count as usize).sum(),
         }
     }
 
@@ -283,9 +271,7 @@ impl Sets {
         let Some(block) = block else { return self.atom(rules, elements) };
         let mut all = SmallVec::<[Element; 16]>::from_slice(elements);
         all.extend_from_slice(self.atoms.key(block));
-        all.sort_unstable();
-        all.dedup();
-        self.atom(rules, &all)
+        self.atom(rules, &few_sorted(all))
     }
 
     /// The atom of addresses that match these elements, sorted and each once.
@@ -328,8 +314,8 @@ impl Sets {
                 self.remove_overflow(policy, &fault);
             }
         }
-        for (_, _, content) in self.contents.collect() {
-            content.named.iter().for_each(|&attribution| self.attributions.release(attribution));
+        for (_, _, attributions) in self.contents.collect() {
+            attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
         self.collect_parts(rules);
         for (_, elements, _) in self.atoms.collect() {

@@ -42,11 +42,6 @@ impl Terms {
         if come.is_empty() && go.is_empty() {
             return turnover;
         }
-        if self.is_empty() {
-            exchange(&mut self.0, &go, come, |&user| user);
-            turnover.came.extend(self.iter());
-            return turnover;
-        }
         let go = sorted(go);
         let touched: Vec<_> = sorted(come.iter().chain(&go).map(|&(term, _)| term).collect());
         let before: Vec<_> = touched.iter().map(|&term| self.contains(term)).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use durward_proto::Digester;
 use smallvec::SmallVec;
 
-use crate::cluster::Few;
+use crate::cluster::{Few, few_sorted};
 use crate::object::{self, NamedPort, Operator, Requirement};
 use crate::table::{LabelsId, PortsId, SelectorId, Table, WordId};
 
@@ -72,9 +72,7 @@ impl Words {
     }
 
     pub(crate) fn selector(&mut self, selector: &object::Selector) -> SelectorId {
-        let mut needs: Few<_> = selector.0.iter().map(|requirement| self.need(requirement)).collect();
-        needs.sort_unstable();
-        needs.dedup();
+        let needs: Few<_> = few_sorted(selector.0.iter().map(|requirement| self.need(requirement)).collect());
         if let Some(found) = self.selectors.find(&*needs) {
             return found;
         }
@@ -87,9 +85,7 @@ impl Words {
 
     fn need(&mut self, Requirement { key, operator }: &Requirement) -> Need {
         let mut values = |values: &[Arc<str>]| {
-            let mut values: Few<_> = values.iter().map(|value| self.word(value)).collect();
-            values.sort_unstable();
-            values.dedup();
+            let mut values: Few<_> = few_sorted(values.iter().map(|value| self.word(value)).collect());
             values.shrink_to_fit();
             values
         };

@@ -52,7 +52,7 @@ fn row(n: u8) -> Row {
         _ => {
             let start = |port: u16| if port == 0 { PortKey::MIN } else { PortKey::new(6, 60 + port) };
             let step = |port: u16| RowStep { start: start(port), act: act((port % 2) as u8) };
-            Row::new((0..40).map(step).collect::<Vec<_>>()).unwrap()
+            Row::new((0..40).map(step).collect()).unwrap()
         }
     }
 }

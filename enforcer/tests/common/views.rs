@@ -67,6 +67,6 @@ pub fn scatter(view: &mut NodeView, policy: &str, bounds: u16) {
     let (deny, allow) = (set.base.steps()[0].act, set.rows.values().next().unwrap().steps()[0].act);
     let start = |n: u16| if n == 0 { PortKey::MIN } else { PortKey::new(6, n) };
     let step = |n: u16| Step { start: start(n), act: if n.is_multiple_of(2) { allow } else { deny } };
-    let row = Row::new((0..bounds).map(step).collect::<Vec<_>>()).unwrap();
+    let row = Row::new((0..bounds).map(step).collect()).unwrap();
     set.rows.values_mut().for_each(|of| of.clone_from(&row));
 }
