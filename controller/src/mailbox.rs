@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use durward_engine::Detail;
-use durward_proto::{NodeView, Patch};
+use durward_proto::Patch;
 use tokio::sync::Notify;
 
 use crate::outlet::{Lost, Opening, Outlet};
@@ -87,7 +87,7 @@ impl Mailbox {
         &self,
         stream: u64,
         has: Option<u64>,
-        whole: impl FnOnce() -> NodeView,
+        whole: impl FnOnce() -> Patch,
     ) -> (Opening, Arc<Notify>) {
         let mut inner = self.inner();
         inner.ring();

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use durward_proto::{NodeView, Patch, PatchError};
+use durward_proto::{Patch, PatchError};
 
 /// How many entries a patch that was merged may change; by then the whole view is about as cheap.
 const MAX_MERGED: usize = 4096;
@@ -32,8 +32,8 @@ pub(crate) struct Outlet {
 pub(crate) enum Opening {
     /// The node has this version, and is told what changed since.
     Resume(u64),
-    /// The node is told the whole view.
-    Whole(NodeView, u64),
+    /// The node is told the whole view: what leads to it from an empty one.
+    Whole(Patch, u64),
 }
 
 /// Why a node must be told the whole view.
@@ -98,7 +98,7 @@ impl Outlet {
     }
 
     /// A stream begins, of a node that has version `has`; `whole` is the newest view.
-    pub(crate) fn open(&mut self, has: Option<u64>, whole: impl FnOnce() -> NodeView) -> Opening {
+    pub(crate) fn open(&mut self, has: Option<u64>, whole: impl FnOnce() -> Patch) -> Opening {
         match has {
             Some(has) if self.taken == Some(has) => {
                 self.acked = has;
@@ -144,13 +144,18 @@ impl Outlet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use durward_proto::{AtomId, Delta, Digest, SetDelta, SetId};
+    use durward_proto::{AtomId, Delta, Digest, NodeView, SetDelta, SetId};
     use proptest::prelude::*;
     use std::net::IpAddr;
 
     fn view(hosts: &[(u8, u8)]) -> NodeView {
         let address = |&(host, atom)| (IpAddr::from([10, 0, 0, host]), AtomId(Digest([atom; 16])));
         NodeView { addresses: hosts.iter().map(address).collect(), ..NodeView::default() }
+    }
+
+    /// What leads to the view from an empty one.
+    fn whole(view: &NodeView) -> Patch {
+        Patch::between(&NodeView::default(), view)
     }
 
     /// A node that takes patches as it likes.
@@ -161,9 +166,12 @@ mod tests {
 
     impl Node {
         fn open(&mut self, outlet: &mut Outlet, newest: &NodeView) {
-            match outlet.open(self.has, || newest.clone()) {
+            match outlet.open(self.has, || whole(newest)) {
                 Opening::Resume(number) => assert_eq!(Some(number), self.has),
-                Opening::Whole(view, number) => (self.view, self.has) = (view, Some(number)),
+                Opening::Whole(patch, number) => {
+                    self.view = NodeView::default().patched(patch).unwrap();
+                    self.has = Some(number);
+                }
             }
         }
 
@@ -179,7 +187,7 @@ mod tests {
     fn a_node_that_keeps_up_is_sent_the_engines_own_patches() {
         let (first, second) = (view(&[(1, 1)]), view(&[(1, 1), (2, 1)]));
         let mut outlet = Outlet::new(1);
-        outlet.open(None, || first.clone());
+        outlet.open(None, || whole(&first));
         let patch = Patch::between(&first, &second);
         outlet.push(patch.clone(), Instant::now()).unwrap();
         assert_eq!(outlet.take(), Some((2, patch)));
@@ -188,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_node_that_comes_back_with_what_it_took_is_not_sent_it_again() {
-        let whole = || view(&[(1, 1)]);
+        let whole = || whole(&view(&[(1, 1)]));
         let mut outlet = Outlet::new(1);
         assert_eq!(outlet.open(None, whole), Opening::Whole(whole(), 1));
         assert_eq!(outlet.open(Some(1), whole), Opening::Resume(1));
@@ -208,7 +216,7 @@ mod tests {
     fn a_node_that_falls_too_far_behind_is_told_the_whole_view() {
         let (now, limit) = (Instant::now(), MAX_MERGED as u32);
         let mut outlet = Outlet::new(1);
-        outlet.open(None, NodeView::default);
+        outlet.open(None, Patch::default);
         // One patch of the engine goes as it is, however large.
         outlet.push(addresses(0..2 * limit), now).unwrap();
         assert_eq!(outlet.take().map(|(_, patch)| patch.len()), Some(2 * MAX_MERGED));
@@ -218,15 +226,16 @@ mod tests {
         assert!(outlet.is_lost());
         assert_eq!(outlet.push(addresses(0..1), now), Ok(()));
         assert_eq!((outlet.take(), outlet.waiting.as_ref()), (None, None));
-        assert_eq!(outlet.open(Some(2), NodeView::default), Opening::Whole(NodeView::default(), 6));
+        assert_eq!(outlet.open(Some(2), Patch::default), Opening::Whole(Patch::default(), 6));
         assert!(!outlet.is_lost());
     }
 
     #[test]
     fn a_node_whose_patches_do_not_follow_each_other_is_told_the_whole_view() {
-        let set = |delta| Patch { sets: [(SetId(Digest([1; 16])), delta)].into(), ..Patch::default() };
+        let id = SetId(Digest([1; 16]));
+        let set = |delta| Patch { sets: [(id, delta)].into_iter().collect(), ..Patch::default() };
         let mut outlet = Outlet::new(1);
-        outlet.open(None, NodeView::default);
+        outlet.open(None, Patch::default);
         outlet.push(set(SetDelta::Removed), Instant::now()).unwrap();
         let wrong = outlet.push(set(SetDelta::Rows(Delta::default())), Instant::now());
         assert_eq!(wrong, Err(Lost::Patch(PatchError { what: "a set" })));
@@ -236,7 +245,7 @@ mod tests {
     #[test]
     fn a_node_runs_the_logging_once_it_acknowledged_the_version_that_brought_it() {
         let mut outlet = Outlet::new(1);
-        outlet.open(None, NodeView::default);
+        outlet.open(None, Patch::default);
         assert!(!outlet.runs_logging());
         outlet.acknowledge(1);
         assert!(outlet.runs_logging());

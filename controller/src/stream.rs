@@ -145,9 +145,9 @@ impl NodeStream {
                 self.metrics.sent(Sent::Resumption);
                 vec![in_sync(number)]
             }
-            Opening::Whole(view, number) => {
+            Opening::Whole(patch, number) => {
                 self.metrics.sent(Sent::Snapshot);
-                let parts = encode::snapshot(&view);
+                let parts = encode::snapshot(&patch);
                 let parts = parts.into_iter().map(to_node::Message::Snapshot);
                 parts.chain([in_sync(number)]).collect()
             }
@@ -254,7 +254,7 @@ impl Listener {
 mod tests {
     use std::pin::pin;
 
-    use durward_proto::NodeView;
+    use durward_proto::Patch;
     use futures::{FutureExt, StreamExt};
 
     use super::*;
@@ -263,7 +263,7 @@ mod tests {
     async fn parts_of_a_view_leave_one_by_one() {
         const PARTS: usize = 3;
         let (mailbox, stream) = (Arc::new(Mailbox::new(1, Detail::Frontends)), 1);
-        let (_, bell) = mailbox.open(stream, None, NodeView::default);
+        let (_, bell) = mailbox.open(stream, None, Patch::default);
         let part = to_node::Message::Snapshot(wire::Patch::default());
         let (_last, heard_last) = oneshot::channel();
         let talk = Talk {

@@ -5,8 +5,9 @@
 
 mod field;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+use litemap::LiteMap;
 
 use self::field::Field;
 pub use self::field::{DecodeError, Problem};
@@ -65,7 +66,7 @@ impl TryFrom<wire::Patch> for Patch {
 
         let sets = sets(new_sets, changed_sets, removed_sets)?;
         let logging = logging.map(Logging::try_from).transpose()?;
-        let moved = field("moved_sets").map(moved_sets.into_iter().map(set_move))?;
+        let moved = field("moved_sets").map(moved_sets.into_iter().map(set_move))?.into_iter().collect();
         Ok(Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged })
     }
 }
@@ -74,14 +75,14 @@ fn sets(
     new: Vec<wire::Set>,
     changed: Vec<wire::SetRows>,
     removed: Vec<Vec<u8>>,
-) -> Result<BTreeMap<SetId, SetDelta>, DecodeError> {
+) -> Result<LiteMap<SetId, SetDelta>, DecodeError> {
     let new = new.into_iter().map(|set| {
         let wire::Set { id, direction, base, rows } = set;
         let field = |name| Field("Set", name);
         let set = Set {
             direction: field("direction").direction(direction)?,
             base: row(field("base").required(base)?)?,
-            rows: field("rows").map(rows.into_iter().map(atom_row))?,
+            rows: field("rows").map(rows.into_iter().map(atom_row))?.into_iter().collect(),
         };
         Ok((SetId(field("id").digest(&id)?), SetDelta::New(set)))
     });

@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use crate::{
     AtomId, Backend, Block, Digest, Direction, Frontend, IdentifyRequest, LogMode, Logging, NodeReport,
-    NodeView, Patch, Pod, PodUid, PolicyList, Row, Service, Set, SetDelta, SetId, Verdict, Version, wire,
+    Patch, Pod, PodUid, PolicyList, Row, Service, Set, SetDelta, SetId, Verdict, Version, wire,
 };
 
 /// How large a part of a snapshot becomes; a single row of more than about 280 steps is larger, and goes alone.
@@ -17,27 +17,30 @@ pub const MAX_PART_BYTES: usize = 8_000;
 /// What a field adds to the message that holds it, besides its content: key and length.
 const FIELD_BYTES: usize = 4;
 
-/// The view as patches to an empty one, in order; at least one.
-pub fn snapshot(view: &NodeView) -> Vec<wire::Patch> {
-    let NodeView { pods, sets, attributions, addresses, blocks, services, logging } = view;
-    let first = wire::Patch { logging: Some((*logging).into()), ..wire::Patch::default() };
+/// What leads from an empty view to this one, as several patches, in order; at least one.
+pub fn snapshot(whole: &Patch) -> Vec<wire::Patch> {
+    // What is not there cannot be removed, nor move.
+    let Patch { moved: _, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = whole;
+    let first = wire::Patch { logging: logging.map(wire::Logging::from), ..wire::Patch::default() };
     let mut parts = Parts { bytes: first.encoded_len(), full: Vec::new(), last: first };
-    for attribution in attributions.values().map(wire::Attribution::from) {
+    for attribution in attributions.put.values().map(wire::Attribution::from) {
         parts.room(attribution.encoded_len()).put_attributions.push(attribution);
     }
-    for (&id, set) in sets {
-        parts.set(id, set);
+    for (&id, delta) in sets {
+        if let SetDelta::New(set) = delta {
+            parts.set(id, set);
+        }
     }
-    for address in addresses.iter().map(wire::Address::from) {
+    for address in addresses.put.iter().map(wire::Address::from) {
         parts.room(address.encoded_len()).put_addresses.push(address);
     }
-    for block in blocks.iter().map(wire::Block::from) {
+    for block in blocks.put.iter().map(wire::Block::from) {
         parts.room(block.encoded_len()).put_blocks.push(block);
     }
-    for service in services.iter().map(wire::Service::from) {
+    for service in services.put.iter().map(wire::Service::from) {
         parts.room(service.encoded_len()).put_services.push(service);
     }
-    for pod in pods.iter().map(wire::Pod::from) {
+    for pod in pods.put.iter().map(wire::Pod::from) {
         parts.room(pod.encoded_len()).put_pods.push(pod);
     }
     parts.full.push(parts.last);

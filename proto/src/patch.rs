@@ -1,9 +1,9 @@
 //! Patches: what turns one view into the next. Pure.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use litemap::LiteMap;
 use thiserror::Error;
 
 use crate::{
@@ -12,17 +12,19 @@ use crate::{
 };
 
 /// What changes in a map: the entries with their new values, and those that go.
+///
+/// It is made once, read in order and let go: so what is put is a sorted list, which costs less than a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delta<K: Ord, V> {
     /// New entries, and new values of old ones.
-    pub put: BTreeMap<K, V>,
+    pub put: LiteMap<K, V>,
     /// Entries that go. Disjoint from `put`.
     pub removed: BTreeSet<K>,
 }
 
 impl<K: Ord, V> Default for Delta<K, V> {
     fn default() -> Self {
-        Self { put: BTreeMap::new(), removed: BTreeSet::new() }
+        Self { put: LiteMap::new_vec(), removed: BTreeSet::new() }
     }
 }
 
@@ -52,21 +54,17 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
             self.put.remove(&key);
             self.removed.insert(key);
         }
-        for (key, value) in later.put {
-            self.removed.remove(&key);
-            self.put.insert(key, value);
+        for key in later.put.keys() {
+            self.removed.remove(key);
         }
+        self.put.extend(later.put);
     }
 
     fn apply(self, map: &mut BTreeMap<K, V>, removal: Removal, what: &'static str) -> Result<(), PatchError> {
         for key in self.removed {
             removal.check(map.remove(&key).is_some(), what)?;
         }
-        if map.is_empty() {
-            *map = self.put;
-        } else {
-            map.extend(self.put);
-        }
+        map.extend(self.put);
         Ok(())
     }
 }
@@ -107,7 +105,7 @@ pub struct Patch {
     /// Pods of the node.
     pub pods: Delta<PodUid, Pod>,
     /// Sets and their rows.
-    pub sets: BTreeMap<SetId, SetDelta>,
+    pub sets: LiteMap<SetId, SetDelta>,
     /// Lists of policies.
     pub attributions: Delta<AttributionId, PolicyList>,
     /// Remote addresses.
@@ -135,7 +133,7 @@ impl Patch {
     pub fn between(old: &NodeView, new: &NodeView) -> Self {
         // Destructured in full, so that a new field cannot be forgotten here.
         let NodeView { pods, sets, attributions, addresses, blocks, services, logging } = new;
-        let mut set_deltas = BTreeMap::new();
+        let mut set_deltas = LiteMap::new_vec();
         for (&id, set) in sets {
             match old.sets.get(&id) {
                 Some(before) if before == set => {}
@@ -187,9 +185,9 @@ impl Patch {
         self.move_on(&moved)?;
         self.pods.merge(pods);
         for (id, delta) in sets {
-            match self.sets.entry(id) {
-                Entry::Vacant(entry) => drop(entry.insert(delta)),
-                Entry::Occupied(mut entry) => entry.get_mut().merge(delta)?,
+            match self.sets.get_mut(&id) {
+                Some(before) => before.merge(delta)?,
+                None => drop(self.sets.insert(id, delta)),
             }
         }
         self.attributions.merge(attributions);
@@ -209,7 +207,7 @@ impl Patch {
         if later.is_empty() {
             return Ok(());
         }
-        self.pods.put.values_mut().for_each(|pod| pod.follow(later));
+        self.pods.put.iter_mut().for_each(|(_, pod)| pod.follow(later));
         for to in self.moved.values_mut() {
             *to = later.get(to).copied().unwrap_or(*to);
         }
@@ -435,7 +433,7 @@ mod tests {
             ..NodeView::default()
         };
         let mut patch = Patch { moved: [(old, new)].into(), ..Patch::default() };
-        patch.sets = [(old, SetDelta::Removed), (new, SetDelta::New(set))].into();
+        patch.sets = LiteMap::from_iter([(old, SetDelta::Removed), (new, SetDelta::New(set))]);
         patch.pods.put.insert("b".into(), pod(None, None));
         let next = view.patched(patch.clone()).unwrap();
         assert_eq!(next.pods[&"a".into()], pod(Some(new), None));
@@ -454,16 +452,19 @@ mod tests {
     #[test]
     fn a_patch_that_cannot_follow_is_refused() {
         let id = SetId(Digest([1; 16]));
-        let removed = || Patch { sets: [(id, SetDelta::Removed)].into(), ..Patch::default() };
-        let rows = || Patch { sets: [(id, SetDelta::Rows(Delta::default()))].into(), ..Patch::default() };
+        let removed = || Patch { sets: LiteMap::from_iter([(id, SetDelta::Removed)]), ..Patch::default() };
+        let rows = || Patch {
+            sets: LiteMap::from_iter([(id, SetDelta::Rows(Delta::default()))]),
+            ..Patch::default()
+        };
         assert_eq!(removed().merge(rows()), Err(PatchError { what: "a set" }));
         let moved = || Patch { moved: [(id, set_id(2))].into(), ..Patch::default() };
         assert_eq!(removed().merge(moved()), Err(PatchError { what: "a set" }));
         let mut gone = Delta::default();
         gone.removed.insert(AtomId(Digest([1; 16])));
         let empty = Set::of_base(Direction::Ingress, Row::uniform(act()));
-        let mut new = Patch { sets: [(id, SetDelta::New(empty))].into(), ..Patch::default() };
-        let later = Patch { sets: [(id, SetDelta::Rows(gone))].into(), ..Patch::default() };
+        let mut new = Patch { sets: LiteMap::from_iter([(id, SetDelta::New(empty))]), ..Patch::default() };
+        let later = Patch { sets: LiteMap::from_iter([(id, SetDelta::Rows(gone))]), ..Patch::default() };
         assert_eq!(new.merge(later), Err(PatchError { what: "a row" }));
     }
 
@@ -473,11 +474,11 @@ mod tests {
         let row = |n| (AtomId(Digest([n; 16])), Row::uniform(act()));
         let set =
             Set { rows: [row(1), row(2)].into(), ..Set::of_base(Direction::Ingress, Row::uniform(act())) };
-        let rows = Delta { put: [row(1)].into(), removed: [AtomId(Digest([2; 16]))].into() };
+        let rows = Delta { put: LiteMap::from_iter([row(1)]), removed: [AtomId(Digest([2; 16]))].into() };
         let mut patch = Patch::default();
         assert!(patch.is_empty());
-        patch.sets =
-            [(id(1), SetDelta::New(set)), (id(2), SetDelta::Rows(rows)), (id(3), SetDelta::Removed)].into();
+        let sets = [(id(1), SetDelta::New(set)), (id(2), SetDelta::Rows(rows)), (id(3), SetDelta::Removed)];
+        patch.sets = sets.into_iter().collect();
         patch.addresses.put.insert(IpAddr::from([10, 0, 0, 1]), AtomId(Digest([1; 16])));
         patch.pods.removed.insert(PodUid::from("u"));
         patch.logging = Some(Logging::default());

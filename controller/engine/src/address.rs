@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use durward_proto::{AtomId, Delta};
+use litemap::LiteMap;
 use smallvec::SmallVec;
 
 use crate::block::Prefixes;
@@ -41,6 +42,13 @@ enum When {
 /// What an address matches, while it is put together.
 type Matched = SmallVec<[Element; 8]>;
 
+/// What is to be told, each address once.
+#[derive(Default)]
+struct Told {
+    put: Vec<(IpAddr, AtomId)>,
+    removed: Vec<IpAddr>,
+}
+
 /// A class, and the block that holds addresses of its pods.
 type Where = (ClassId, Option<AtomIndex>, When);
 
@@ -70,7 +78,7 @@ impl Refresh<'_> {
         if change.all && self.view.named_blocks == 0 {
             return self.all_addresses();
         }
-        let (mut delta, mut known) = (Delta::default(), Known::default());
+        let (mut told, mut known, mut again) = (Told::default(), Known::default(), marked.to_vec());
         let decide = self.classes_decide(change);
         for class in self.concerned(change) {
             let [old, new] = if decide {
@@ -88,33 +96,20 @@ impl Refresh<'_> {
                         continue;
                     }
                     if decide && self.cluster.is_only_its_pods(address) {
-                        self.tell(address, old, new, &mut delta);
+                        self.tell(address, old, new, &mut told);
                     } else {
-                        self.look_again(change, address, &mut known, &mut delta);
+                        again.push(address);
                     }
                 }
             }
         }
-        for &address in marked {
-            self.look_again(change, address, &mut known, &mut delta);
+        // Several pods may have one.
+        for address in sorted(again) {
+            let [old, new] =
+                [When::Before, When::Now].map(|when| self.address_atom(change, address, when, &mut known));
+            self.tell(address, old, new, &mut told);
         }
-        delta
-    }
-
-    fn look_again(
-        &mut self,
-        change: &Change,
-        address: IpAddr,
-        known: &mut Known,
-        delta: &mut Delta<IpAddr, AtomId>,
-    ) {
-        // Several pods may have it; it is told once.
-        if delta.put.contains_key(&address) || delta.removed.contains(&address) {
-            return;
-        }
-        let [old, new] =
-            [When::Before, When::Now].map(|when| self.address_atom(change, address, when, known));
-        self.tell(address, old, new, delta);
+        Delta { put: told.put.into_iter().collect(), removed: told.removed.into_iter().collect() }
     }
 
     /// All addresses of a view that had none.
@@ -157,9 +152,10 @@ impl Refresh<'_> {
         others.extend(self.shared_addresses(&matches));
         v4.sort_unstable();
         others.sort_unstable();
+        let mut put = Vec::with_capacity(v4.len() + others.len());
         let v4 = v4.into_iter().map(|(bits, atom)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), atom));
-        let put = v4.chain(others).map(|(address, atom)| (address, self.sets.atoms[atom])).collect();
-        Delta { put, ..Delta::default() }
+        put.extend(v4.chain(others).map(|(address, atom)| (address, self.sets.atoms[atom])));
+        Delta { put: LiteMap::from_sorted_store_unchecked(put), ..Delta::default() }
     }
 
     /// The addresses of several pods, of the classes that match something.
@@ -214,13 +210,7 @@ impl Refresh<'_> {
         sorted(classes.chain(&change.peers).copied().collect())
     }
 
-    fn tell(
-        &mut self,
-        address: IpAddr,
-        old: Option<AtomIndex>,
-        new: Option<AtomIndex>,
-        delta: &mut Delta<IpAddr, AtomId>,
-    ) {
+    fn tell(&mut self, address: IpAddr, old: Option<AtomIndex>, new: Option<AtomIndex>, told: &mut Told) {
         if old == new {
             return;
         }
@@ -230,9 +220,9 @@ impl Refresh<'_> {
         match new {
             Some(atom) => {
                 self.atoms.add(atom);
-                delta.put.insert(address, self.sets.atoms[atom]);
+                told.put.push((address, self.sets.atoms[atom]));
             }
-            None => drop(delta.removed.insert(address)),
+            None => told.removed.push(address),
         }
     }
 

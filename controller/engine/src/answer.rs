@@ -183,7 +183,8 @@ impl Refresh<'_> {
             let Whole { id, direction, base } = self.sets.whole(set);
             self.take_row(base);
             let base = self.sets.said(base).clone();
-            let content = view::Set { direction, base, rows: self.change_rows(rows, Told::new()).put };
+            let rows = self.change_rows(rows, Told::new()).put.into_iter().collect();
+            let content = view::Set { direction, base, rows };
             sets.push((id, SetDelta::New(content)));
         }
         patch.sets = sets.into_iter().collect();

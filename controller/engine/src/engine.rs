@@ -290,14 +290,17 @@ impl Engine {
         }
     }
 
-    /// [`Engine::subscribe_with`] of a node that judges after translation.
+    /// [`Engine::subscribe_with`] of a node that judges after translation: the view itself.
     pub fn subscribe(&mut self, node: &str) -> NodeView {
-        self.subscribe_with(node, Detail::Frontends)
+        match NodeView::default().patched(self.subscribe_with(node, Detail::Frontends)) {
+            Ok(view) => view,
+            Err(error) => unreachable!("a patch to an empty view removes nothing: {error}"),
+        }
     }
 
-    /// From now on `apply` says what changes in this node's view. This is the view that the first
-    /// patch applies to. Asking again gives the view as it is now.
-    pub fn subscribe_with(&mut self, node: &str, detail: Detail) -> NodeView {
+    /// From now on `apply` says what changes in this node's view. This leads from an empty view to the one that the
+    /// first patch applies to. Asking again gives the view as it is now.
+    pub fn subscribe_with(&mut self, node: &str, detail: Detail) -> Patch {
         self.unsubscribe(node);
         let node = self.cluster.node(&node.into());
         self.cluster.nodes.hold(node);
@@ -311,12 +314,8 @@ impl Engine {
         self.publish(node, &mut patches);
         self.publish_services(&Changes::new(), &mut patches);
         self.collect();
-        let empty = NodeView { logging: self.logging, ..NodeView::default() };
-        let patch = patches.into_values().next().unwrap_or_default();
-        match empty.patched(patch) {
-            Ok(view) => view,
-            Err(error) => unreachable!("a patch to an empty view removes nothing: {error}"),
-        }
+        let whole = patches.into_values().next().unwrap_or_default();
+        Patch { logging: Some(self.logging), ..whole }
     }
 
     /// The node's changes are of no interest any more.

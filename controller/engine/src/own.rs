@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use durward_proto::{Delta, Direction, Patch, PodUid, view};
+use litemap::LiteMap;
 
 use crate::cluster::{Live, PodKey, exchange, sorted};
 use crate::table::{ClassId, Id, PodId, SetIndex};
@@ -121,7 +122,7 @@ impl Refresh<'_> {
         if put.is_empty() && removed.is_empty() {
             return;
         }
-        let put: BTreeMap<_, _> = put.into_iter().collect();
+        let put: LiteMap<_, _> = put.into_iter().collect();
         removed.retain(|uid| !put.contains_key(uid));
         patch.pods = Delta { put, removed: removed.into_iter().collect() };
     }

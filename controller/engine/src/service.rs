@@ -173,12 +173,12 @@ impl Services {
         let all = || self.told.iter().map(|(&frontend, told)| (frontend, shown(told)));
         match (knew, knows) {
             (false, false) => Delta::default(),
-            (false, true) => Delta { put: all().collect(), removed: BTreeSet::new() },
+            (false, true) => Delta { put: all().collect(), ..Delta::default() },
             (true, false) => {
                 let new = |frontend: &Frontend| matches!(changes.get(frontend), Some(None));
                 let gone = changes.keys().filter(|frontend| !self.told.contains_key(frontend));
                 let removed = self.told.keys().chain(gone).filter(|frontend| !new(frontend));
-                Delta { put: BTreeMap::new(), removed: removed.copied().collect() }
+                Delta { removed: removed.copied().collect(), ..Delta::default() }
             }
             (true, true) => {
                 let mut delta = Delta::default();

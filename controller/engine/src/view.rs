@@ -153,18 +153,18 @@ impl Refresh<'_> {
         let flat = block::flatten(terms, |prefixes, matches| {
             self.sets.limits.hold_all([(Need::Blocks, prefixes), (Need::BlockMatches, matches)])
         })?;
-        let mut delta = Delta::default();
-        let mut blocks = vec![];
+        let (mut put, mut blocks) = (vec![], vec![]);
         for (block, terms) in flat {
             let elements: Vec<Element> = terms.into_iter().map(|term| (term, 0)).collect();
             let atom = self.sets.atom(self.rules, &elements);
             self.atoms.add(atom);
             if change.old_blocks.get(block) != Some(atom) {
-                delta.put.insert(block, self.sets.atoms[atom]);
+                put.push((block, self.sets.atoms[atom]));
             }
             blocks.push((block, atom));
         }
         self.view.blocks = Prefixes::new(blocks);
+        let mut delta = Delta { put: put.into_iter().collect(), ..Delta::default() };
         for &(block, atom) in change.old_blocks.atoms() {
             self.atoms.sub(atom);
             if self.view.blocks.get(block).is_none() {

@@ -41,12 +41,16 @@ fn closed(there: bool) -> Event {
     if there { Event::Policy(egress("shop/closed", "", [])) } else { Event::PolicyGone(key) }
 }
 
+fn view(engine: &mut Engine, node: &str, detail: Detail) -> NodeView {
+    NodeView::default().patched(engine.subscribe_with(node, detail)).unwrap()
+}
+
 fn told(engine: &mut Engine, node: &str, detail: Detail) -> Vec<(String, String, Vec<String>)> {
-    let view = engine.subscribe_with(node, detail);
+    let whole = engine.subscribe_with(node, detail);
     let backends = |told: &Told| {
         told.backends.iter().map(|backend| format!("{} {}", backend.address, backend.port)).collect()
     };
-    let services = view.services.iter();
+    let services = whole.services.put.iter();
     services
         .map(|(at, told)| (at.to_string(), format!("{}/{}", told.namespace, told.name), backends(told)))
         .collect()
@@ -242,7 +246,7 @@ proptest! {
         let mut engine = isolated();
         let (mut services, mut slices, mut needs) = (BTreeMap::new(), BTreeMap::new(), true);
         let mut views: BTreeMap<Arc<str>, NodeView> =
-            DETAILS.map(|(node, detail)| (node.into(), engine.subscribe_with(node, detail))).into();
+            DETAILS.map(|(node, detail)| (node.into(), view(&mut engine, node, detail))).into();
         for batch in batches {
             for event in &batch {
                 match event.clone() {

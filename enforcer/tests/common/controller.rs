@@ -114,7 +114,7 @@ impl Control for Service {
             let say = |message| Ok(wire::ToNode { message: Some(message) });
             if hello.has != Some(Version { epoch: EPOCH, number }.into()) {
                 shared.whole_views.fetch_add(1, Ordering::SeqCst);
-                for part in encode::snapshot(&view) {
+                for part in encode::snapshot(&Patch::between(&NodeView::default(), &view)) {
                     let _ = to_node.send(say(to_node::Message::Snapshot(part))).await;
                 }
             }

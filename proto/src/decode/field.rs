@@ -1,10 +1,11 @@
 //! Reading single fields, and what can be wrong with one. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
+use litemap::LiteMap;
 use thiserror::Error;
 
 use crate::{Delta, Digest, Direction, LogMode, RowError, Verdict, wire};
@@ -154,22 +155,19 @@ impl Field {
     pub(super) fn map<K: Ord + Display, V>(
         self,
         entries: impl IntoIterator<Item = Result<(K, V), DecodeError>>,
-    ) -> Result<BTreeMap<K, V>, DecodeError> {
-        let mut map = BTreeMap::new();
-        for entry in entries {
-            let (key, value) = entry?;
-            if map.contains_key(&key) {
-                return Err(self.wrong(Problem::Repeated(key.to_string())));
-            }
-            map.insert(key, value);
+    ) -> Result<LiteMap<K, V>, DecodeError> {
+        let mut entries: Vec<_> = entries.into_iter().collect::<Result<_, _>>()?;
+        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            Some(pair) => Err(self.wrong(Problem::Repeated(pair[0].0.to_string()))),
+            None => Ok(LiteMap::from_sorted_store_unchecked(entries)),
         }
-        Ok(map)
     }
 
     /// What changes in a map; `self` is the field of the removed keys.
     pub(super) fn delta<K: Ord + Display, V>(
         self,
-        put: BTreeMap<K, V>,
+        put: LiteMap<K, V>,
         keys: impl IntoIterator<Item = Result<K, DecodeError>>,
     ) -> Result<Delta<K, V>, DecodeError> {
         let mut removed = BTreeSet::new();

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use durward_engine::object::{Event, Peer, Pod, Policy, Port, Protocol, Rules, Spec};
 use durward_engine::sample::*;
-use durward_engine::{Engine, Limits};
+use durward_engine::{Detail, Engine, Limits};
 use durward_proto::Direction;
 
 use Protocol::{Tcp, Udp};
@@ -33,7 +33,7 @@ impl Scenario {
         let mut engine = Engine::new(Limits::default());
         engine.apply(events);
         for n in 0..self.nodes {
-            engine.subscribe(&node(n));
+            engine.subscribe_with(&node(n), Detail::Frontends);
         }
         engine
     }
