@@ -39,6 +39,10 @@ enum When {
     Now,
 }
 
+impl When {
+    const BOTH: [Self; 2] = [Self::Before, Self::Now];
+}
+
 /// What an address matches, while it is put together.
 type Matched = SmallVec<[Element; 8]>;
 
@@ -79,34 +83,38 @@ impl Refresh<'_> {
             return self.all_addresses();
         }
         let (mut told, mut known, mut again) = (Told::default(), Known::default(), marked.to_vec());
-        let decide = self.classes_decide(change);
+        let alike = self.classes_are_alike(change);
         for class in self.concerned(change) {
-            let [old, new] = if decide {
-                [When::Before, When::Now].map(|when| self.class_atom(change, class, None, when, &mut known))
-            } else {
-                [None, None]
-            };
-            if decide && old == new {
+            let [before, now] = When::BOTH.map(|when| self.elements_of(change, class, when));
+            if alike && before == now && !change.blocks {
                 continue;
             }
+            let mut last = None;
             for at in 0..self.cluster.classes[class].members.len() {
                 let addresses = self.cluster.classes[class].members[at].addresses.clone();
                 for &address in &*addresses {
                     if marked.binary_search(&address).is_ok() {
                         continue;
                     }
-                    if decide && self.cluster.is_only_its_pods(address) {
-                        self.tell(address, old, new, &mut told);
-                    } else {
+                    if !alike || !self.cluster.is_only_its_pods(address) {
                         again.push(address);
+                        continue;
                     }
+                    let blocks = self.blocks_of(change, address);
+                    let (_, [old, new]) = match last {
+                        Some(known @ (same, _)) if same == blocks => known,
+                        _ => (blocks, [self.atom(&before, blocks[0]), self.atom(&now, blocks[1])]),
+                    };
+                    last = Some((blocks, [old, new]));
+                    self.tell(address, old, new, &mut told);
                 }
             }
         }
         // Several pods may have one.
         for address in sorted(again) {
-            let [old, new] =
-                [When::Before, When::Now].map(|when| self.address_atom(change, address, when, &mut known));
+            let [before, now] = self.blocks_of(change, address);
+            let old = self.address_atom(change, address, before, When::Before, &mut known);
+            let new = self.address_atom(change, address, now, When::Now, &mut known);
             self.tell(address, old, new, &mut told);
         }
         Delta { put: told.put.into_iter().collect(), removed: told.removed.into_iter().collect() }
@@ -167,7 +175,8 @@ impl Refresh<'_> {
             if classes.iter().all(|class| matches.binary_search_by_key(class, |(class, _)| *class).is_err()) {
                 continue;
             }
-            if let Some(atom) = self.address_atom(&change, address, When::Now, &mut known) {
+            let [_, block] = self.blocks_of(&change, address);
+            if let Some(atom) = self.address_atom(&change, address, block, When::Now, &mut known) {
                 self.atoms.add(atom);
                 found.push((address, atom));
             }
@@ -194,11 +203,9 @@ impl Refresh<'_> {
         matches
     }
 
-    /// Whether the addresses of a class all have the same atom, but for those of several pods.
-    fn classes_decide(&self, change: &Change) -> bool {
-        let blocks = [&self.view.blocks, &change.old_blocks].iter().any(|blocks| !blocks.atoms().is_empty());
-        let named_blocks = self.view.named_blocks > 0 || change.named_blocks;
-        !blocks && !named_blocks
+    /// Whether addresses of one class, but for those of several pods, differ by nothing but the blocks that hold them.
+    fn classes_are_alike(&self, change: &Change) -> bool {
+        self.view.named_blocks == 0 && !change.named_blocks
     }
 
     /// Classes of which the change may concern addresses.
@@ -230,22 +237,22 @@ impl Refresh<'_> {
         &mut self,
         change: &Change,
         address: IpAddr,
+        block: Option<AtomIndex>,
         when: When,
         known: &mut Known,
     ) -> Option<AtomIndex> {
-        let block = self.block(change, address, when);
         let classes = match when {
             When::Before => self.cluster.classes_before(address),
             When::Now => self.cluster.classes_of(address),
         };
-        if let ([class], 0, false) = (&classes[..], self.view.named_blocks, change.named_blocks) {
+        if let ([class], true) = (&classes[..], self.classes_are_alike(change)) {
             return self.class_atom(change, *class, block, when, known);
         }
         let mut elements = Matched::new();
         for class in classes {
             self.elements(change, class, Some(address), when, &mut elements);
         }
-        self.atom(elements, block)
+        self.atom(&few_sorted(elements), block)
     }
 
     fn class_atom(
@@ -259,16 +266,22 @@ impl Refresh<'_> {
         if let Some(atom) = known.get((class, block, when)) {
             return atom;
         }
-        let mut elements = Matched::new();
-        self.elements(change, class, None, when, &mut elements);
-        let atom = self.atom(elements, block);
+        let elements = self.elements_of(change, class, when);
+        let atom = self.atom(&elements, block);
         known.put((class, block, when), atom);
         atom
     }
 
     /// None if no pod makes the address match more than blocks do.
-    fn atom(&mut self, elements: Matched, block: Option<AtomIndex>) -> Option<AtomIndex> {
-        (!elements.is_empty()).then(|| self.sets.atom_within(self.rules, &few_sorted(elements), block))
+    fn atom(&mut self, elements: &[Element], block: Option<AtomIndex>) -> Option<AtomIndex> {
+        (!elements.is_empty()).then(|| self.sets.atom_within(self.rules, elements, block))
+    }
+
+    /// What pods of the class match, where no term is also of a block; sorted.
+    fn elements_of(&self, change: &Change, class: ClassId, when: When) -> Matched {
+        let mut elements = Matched::new();
+        self.elements(change, class, None, when, &mut elements);
+        few_sorted(elements)
     }
 
     /// Adds what a pod of the class matches; without an address, no term is of a block, too.
@@ -318,11 +331,9 @@ impl Refresh<'_> {
         }
     }
 
-    /// What an address matches by the blocks that hold it.
-    fn block(&self, change: &Change, address: IpAddr, when: When) -> Option<AtomIndex> {
-        match when {
-            When::Before if change.blocks => change.old_blocks.longest(address),
-            _ => self.view.blocks.longest(address),
-        }
+    /// What an address matched by the blocks that hold it, and matches now.
+    fn blocks_of(&self, change: &Change, address: IpAddr) -> [Option<AtomIndex>; 2] {
+        let now = self.view.blocks.longest(address);
+        [if change.blocks { change.old_blocks.longest(address) } else { now }, now]
     }
 }
