@@ -3,7 +3,7 @@
 //! Neither is kept: both follow from the pods that have the address, their groups and the node's terms,
 //! and the cluster and the view know until the end of the batch what those were before.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use durward_proto::{AtomId, Delta};
 use litemap::LiteMap;
@@ -13,6 +13,7 @@ use crate::block::Prefixes;
 use crate::cluster::{few_sorted, sorted};
 use crate::elements::Element;
 use crate::rules::Term;
+use crate::set::Sets;
 use crate::table::{AtomIndex, ClassId, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;
@@ -51,6 +52,42 @@ type Matched = SmallVec<[Element; 8]>;
 struct Told {
     put: Vec<(IpAddr, AtomId)>,
     removed: Vec<IpAddr>,
+}
+
+/// All addresses of a view that had none.
+struct Used {
+    /// Atoms as they were come upon, and how many addresses in a row have each; there may be the same again.
+    atoms: Vec<(AtomIndex, AtomId, i32)>,
+    /// Addresses, and which of those atoms each has: as one number, they are sorted soonest.
+    v4: Vec<u64>,
+    v6: Vec<(u128, u32)>,
+}
+
+impl Used {
+    /// The addresses that follow have this atom.
+    fn of(&mut self, sets: &Sets, atom: AtomIndex) {
+        self.atoms.push((atom, sets.atoms[atom], 0));
+    }
+
+    fn put(&mut self, address: IpAddr) {
+        let at = self.atoms.len() as u32 - 1;
+        self.atoms[at as usize].2 += 1;
+        match address {
+            IpAddr::V4(v4) => self.v4.push(u64::from(v4.to_bits()) << 32 | u64::from(at)),
+            IpAddr::V6(v6) => self.v6.push((v6.to_bits(), at)),
+        }
+    }
+
+    fn sorted(mut self) -> Vec<(IpAddr, AtomId)> {
+        self.v4.sort_unstable();
+        self.v6.sort_unstable();
+        let mut sorted = Vec::with_capacity(self.v4.len() + self.v6.len());
+        let v4 = |both: u64| IpAddr::V4(Ipv4Addr::from_bits((both >> 32) as u32));
+        sorted.extend(self.v4.into_iter().map(|both| (v4(both), self.atoms[both as u32 as usize].1)));
+        let v6 = |bits| IpAddr::V6(Ipv6Addr::from_bits(bits));
+        sorted.extend(self.v6.into_iter().map(|(bits, at)| (v6(bits), self.atoms[at as usize].1)));
+        sorted
+    }
 }
 
 /// A class, and the block that holds addresses of its pods.
@@ -123,47 +160,40 @@ impl Refresh<'_> {
     /// All addresses of a view that had none.
     fn all_addresses(&mut self) -> Delta<IpAddr, AtomId> {
         let matches = self.matches();
-        let (mut v4, mut others) = (vec![], vec![]);
-        let (mut elements, mut block): (Vec<Element>, _) = (vec![], None);
-        // Many classes in a row match the same; of the atom that they had last, the uses are counted here.
-        let mut last: Option<(AtomIndex, i32)> = None;
-        for same in matches.chunk_by(|(one, _), (other, _)| one == other) {
-            let class = same[0].0;
+        let others = self.shared_addresses(&matches);
+        let Self { cluster, rules, sets, view, .. } = self;
+        let classes = || matches.chunk_by(|(one, _), (other, _)| one == other);
+        let most = classes().map(|same| cluster.classes[same[0].0].members.len()).sum();
+        let mut used = Used { atoms: vec![], v4: Vec::with_capacity(most), v6: vec![] };
+        // Many classes in a row match the same, and so have the same atom where one block holds them, or none.
+        let (mut elements, mut block, mut is_last) = (vec![], None, false);
+        for same in classes() {
             if !same.iter().map(|(_, element)| element).eq(&elements) {
                 elements.clear();
                 elements.extend(same.iter().map(|&(_, element)| element));
-                last.take().into_iter().for_each(|(atom, uses)| self.atoms.add_times(atom, uses));
+                is_last = false;
             }
-            for member in &self.cluster.classes[class].members {
+            for member in &cluster.classes[same[0].0].members {
                 for &address in &*member.addresses {
-                    if self.cluster.owners.is_shared(address) {
+                    if cluster.owners.is_shared(address) {
                         continue;
                     }
-                    let here = self.view.blocks.longest(address);
-                    let (atom, uses) = match last {
-                        Some(known) if here == block => known,
-                        _ => {
-                            last.into_iter().for_each(|(atom, uses)| self.atoms.add_times(atom, uses));
-                            block = here;
-                            (self.sets.atom_within(self.rules, &elements, block), 0)
-                        }
-                    };
-                    last = Some((atom, uses + 1));
-                    match address {
-                        IpAddr::V4(address) => v4.push((address.to_bits(), atom)),
-                        IpAddr::V6(_) => others.push((address, atom)),
+                    let here = view.blocks.longest(address);
+                    if !is_last || here != block {
+                        let atom = sets.atom_within(rules, &elements, here);
+                        used.of(sets, atom);
+                        (block, is_last) = (here, true);
                     }
+                    used.put(address);
                 }
             }
         }
-        last.into_iter().for_each(|(atom, uses)| self.atoms.add_times(atom, uses));
-        others.extend(self.shared_addresses(&matches));
-        v4.sort_unstable();
-        others.sort_unstable();
-        let mut put = Vec::with_capacity(v4.len() + others.len());
-        let v4 = v4.into_iter().map(|(bits, atom)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), atom));
-        put.extend(v4.chain(others).map(|(address, atom)| (address, self.sets.atoms[atom])));
-        Delta { put: LiteMap::from_sorted_store_unchecked(put), ..Delta::default() }
+        for (address, atom) in others {
+            used.of(sets, atom);
+            used.put(address);
+        }
+        used.atoms.iter().for_each(|&(atom, _, times)| self.atoms.add_times(atom, times));
+        Delta { put: LiteMap::from_sorted_store_unchecked(used.sorted()), ..Delta::default() }
     }
 
     /// The addresses of several pods, of the classes that match something.
@@ -177,7 +207,6 @@ impl Refresh<'_> {
             }
             let [_, block] = self.blocks_of(&change, address);
             if let Some(atom) = self.address_atom(&change, address, block, When::Now, &mut known) {
-                self.atoms.add(atom);
                 found.push((address, atom));
             }
         }

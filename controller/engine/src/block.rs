@@ -54,6 +54,9 @@ impl Prefixes {
     /// The atom of the longest prefix that holds an address.
     pub(crate) fn longest(&self, address: IpAddr) -> Option<AtomIndex> {
         let spans = &self.spans[usize::from(address.is_ipv6())];
+        if spans.is_empty() {
+            return None;
+        }
         let after = spans.partition_point(|&(first, _)| first <= bits(address));
         spans[after.checked_sub(1)?].1
     }

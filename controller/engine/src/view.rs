@@ -14,6 +14,7 @@
 use std::net::IpAddr;
 
 use durward_proto::{AtomId, Block, Delta, Direction, Patch};
+use litemap::LiteMap;
 
 use crate::address::Change;
 use crate::block::{self, Prefixes};
@@ -203,19 +204,25 @@ impl Refresh<'_> {
         if before.is_empty() {
             return;
         }
-        // Stable: of what was said of one list, the first holds.
-        before.sort_by_key(|&(list, _)| list);
-        before.dedup_by_key(|(list, _)| *list);
-        let (mut put, mut removed) = (vec![], vec![]);
+        // Where nothing went, each list came once and is there.
+        if before.iter().any(|&(_, was)| was) {
+            // Stable: of what was said of one list, the first holds.
+            before.sort_by_key(|&(list, _)| list);
+            before.dedup_by_key(|(list, _)| *list);
+            before.retain(|&(list, was)| was != (self.view.attributions.uses(list) > 0));
+        }
+        let (mut put, mut removed) = (Vec::with_capacity(before.len()), vec![]);
         for (list, was) in before {
             let id = self.sets.attributions[list].id;
-            match (was, self.view.attributions.uses(list) > 0) {
-                (false, true) => put.push((id, self.sets.policy_list(self.rules, list))),
-                (true, false) => removed.push(id),
-                _ => {}
+            if was {
+                removed.push(id);
+            } else {
+                put.push((id, self.sets.policy_list(self.rules, list)));
             }
         }
-        patch.attributions = Delta { put: put.into_iter().collect(), removed: removed.into_iter().collect() };
+        put.sort_unstable_by_key(|&(id, _)| id);
+        let put = LiteMap::from_sorted_store_unchecked(put);
+        patch.attributions = Delta { put, removed: removed.into_iter().collect() };
     }
 
     /// Nobody is interested in the node any more: lets go of everything.
