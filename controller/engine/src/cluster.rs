@@ -357,7 +357,7 @@ pub(crate) fn insert<A: Array>(list: &mut SmallVec<A>, at: usize, thing: A::Item
 }
 
 /// Up to so many changes of a list, or pods of a class, are looked at one by one.
-const FEW: usize = 8;
+pub(crate) const FEW: usize = 8;
 
 /// Takes out of a list that is sorted by a key what has one of these keys, which are sorted, and puts others in.
 pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Vec<T>, key: impl Fn(&T) -> K) {

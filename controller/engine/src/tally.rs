@@ -1,6 +1,8 @@
 //! How often things are used, and which come into use or go out of it. Pure.
 
-use crate::cluster::{exchange, sorted};
+use smallvec::SmallVec;
+
+use crate::cluster::{FEW, Few, exchange, few_sorted};
 
 /// How often each thing is used; sorted, and nothing that is not used.
 #[derive(Debug)]
@@ -12,13 +14,13 @@ impl<K> Default for Tally<K> {
     }
 }
 
-/// Uses that come and go, in any order.
+/// Uses that come and go, in any order. Most changes are of a few.
 #[derive(Debug)]
-pub(crate) struct Uses<K>(Vec<(K, i32)>);
+pub(crate) struct Uses<K>(SmallVec<[(K, i32); 16]>);
 
 impl<K> Default for Uses<K> {
     fn default() -> Self {
-        Self(vec![])
+        Self(SmallVec::new())
     }
 }
 
@@ -70,20 +72,20 @@ impl<K: Copy + Ord> Uses<K> {
             same
         });
         // Much comes again that went: where one policy of a list changes, most of what its rows name.
-        self.0.retain(|&(_, change)| change != 0);
+        self.0.retain(|(_, change)| *change != 0);
     }
 }
 
 /// What came into use and what went out of it; sorted, and nothing that is in both.
 #[derive(Debug)]
 pub(crate) struct Turnover<K> {
-    pub(crate) came: Vec<K>,
-    pub(crate) went: Vec<K>,
+    pub(crate) came: Few<K>,
+    pub(crate) went: Few<K>,
 }
 
 impl<K> Default for Turnover<K> {
     fn default() -> Self {
-        Self { came: vec![], went: vec![] }
+        Self { came: Few::new(), went: Few::new() }
     }
 }
 
@@ -101,7 +103,7 @@ impl<K: Copy + Ord> Turnover<K> {
         let both = |first: &[K], then: &[K], back_first: &[K], back_then: &[K]| {
             let stays = first.iter().filter(|thing| back_then.binary_search(thing).is_err());
             let is_new = then.iter().filter(|thing| back_first.binary_search(thing).is_err());
-            sorted(stays.chain(is_new).copied().collect())
+            few_sorted(stays.chain(is_new).copied().collect())
         };
         *self = Self {
             came: both(&self.came, &later.came, &self.went, &later.went),
@@ -111,10 +113,6 @@ impl<K: Copy + Ord> Turnover<K> {
 }
 
 impl<K: Copy + Ord> Tally<K> {
-    pub(crate) fn uses(&self, thing: K) -> u32 {
-        self.0.binary_search_by_key(&thing, |&(thing, _)| thing).map_or(0, |at| self.0[at].1)
-    }
-
     pub(crate) fn things(&self) -> impl Iterator<Item = K> + '_ {
         self.0.iter().map(|&(thing, _)| thing)
     }
@@ -131,23 +129,39 @@ impl<K: Copy + Ord> Tally<K> {
         }
         uses.net();
         let net = &uses.0;
-        let (mut came, mut went) = (Vec::with_capacity(net.len()), Vec::with_capacity(net.len()));
-        let mut new = vec![];
-        for &(thing, change) in net {
+        let (mut came, mut went) = (Few::with_capacity(net.len()), Few::with_capacity(net.len()));
+        let (mut new, few) = (vec![], net.len() <= FEW);
+        // From the last to the first, so that a few can come and go where they are found.
+        for &(thing, change) in net.iter().rev() {
             match self.0.binary_search_by_key(&thing, |&(thing, _)| thing) {
                 Ok(at) => match self.0[at].1.checked_add_signed(change) {
-                    Some(0) => went.push(thing),
+                    Some(0) => {
+                        went.push(thing);
+                        if few {
+                            self.0.remove(at);
+                        }
+                    }
                     Some(uses) => self.0[at].1 = uses,
                     None => unreachable!("what goes was there"),
                 },
-                Err(_) if change > 0 => {
+                Err(at) if change > 0 => {
                     came.push(thing);
-                    new.push((thing, change.unsigned_abs()));
+                    let uses = (thing, change.unsigned_abs());
+                    if few {
+                        self.0.reserve_exact(1);
+                        self.0.insert(at, uses);
+                    } else {
+                        new.push(uses);
+                    }
                 }
                 Err(_) => unreachable!("what goes was there"),
             }
         }
-        exchange(&mut self.0, &went, new, |&(thing, _)| thing);
+        came.reverse();
+        went.reverse();
+        if !few {
+            exchange(&mut self.0, &went, new, |&(thing, _)| thing);
+        }
         Turnover { came, went }
     }
 }

@@ -15,6 +15,7 @@ use std::net::IpAddr;
 
 use durward_proto::{AtomId, Block, Delta, Direction, Patch};
 use litemap::LiteMap;
+use smallvec::SmallVec;
 
 use crate::address::Change;
 use crate::block::{self, Prefixes};
@@ -178,7 +179,7 @@ impl Refresh<'_> {
     /// Follows the lists that rows name to the lists that those are made of.
     fn attributions(&mut self, patch: &mut Patch) {
         // Of all that came or went on the way, whether it was there before.
-        let mut before = Vec::<(AttributionIndex, bool)>::new();
+        let mut before = SmallVec::<[(AttributionIndex, bool); 32]>::new();
         let mut uses = std::mem::take(&mut self.attributions);
         loop {
             let turnover = self.view.attributions.settle(&mut uses);
@@ -204,20 +205,19 @@ impl Refresh<'_> {
         if before.is_empty() {
             return;
         }
-        // Where nothing went, each list came once and is there.
+        // Where nothing went, each list came once. Stable: of one list, the first says what was, and after the last it is
+        // the other way round.
         if before.iter().any(|&(_, was)| was) {
-            // Stable: of what was said of one list, the first holds.
             before.sort_by_key(|&(list, _)| list);
-            before.dedup_by_key(|(list, _)| *list);
-            before.retain(|&(list, was)| was != (self.view.attributions.uses(list) > 0));
         }
         let (mut put, mut removed) = (Vec::with_capacity(before.len()), vec![]);
-        for (list, was) in before {
+        for same in before.chunk_by(|(one, _), (other, _)| one == other) {
+            let ((list, was), is) = (same[0], !same[same.len() - 1].1);
             let id = self.sets.attributions[list].id;
-            if was {
-                removed.push(id);
-            } else {
-                put.push((id, self.sets.policy_list(self.rules, list)));
+            match (was, is) {
+                (false, true) => put.push((id, self.sets.policy_list(self.rules, list))),
+                (true, false) => removed.push(id),
+                _ => {}
             }
         }
         put.sort_unstable_by_key(|&(id, _)| id);
