@@ -33,7 +33,7 @@ pub(crate) enum Opening {
     /// The node has this version, and is told what changed since.
     Resume(u64),
     /// The node is told the whole view: what leads to it from an empty one.
-    Whole(Patch, u64),
+    Whole(Box<Patch>, u64),
 }
 
 /// Why a node must be told the whole view.
@@ -108,7 +108,7 @@ impl Outlet {
                 self.waiting = None;
                 self.taken = Some(self.number);
                 self.acked = 0;
-                Opening::Whole(whole(), self.number)
+                Opening::Whole(whole().into(), self.number)
             }
         }
     }
@@ -169,7 +169,7 @@ mod tests {
             match outlet.open(self.has, || whole(newest)) {
                 Opening::Resume(number) => assert_eq!(Some(number), self.has),
                 Opening::Whole(patch, number) => {
-                    self.view = NodeView::default().patched(patch).unwrap();
+                    self.view = NodeView::default().patched(*patch).unwrap();
                     self.has = Some(number);
                 }
             }
@@ -198,11 +198,11 @@ mod tests {
     fn a_node_that_comes_back_with_what_it_took_is_not_sent_it_again() {
         let whole = || whole(&view(&[(1, 1)]));
         let mut outlet = Outlet::new(1);
-        assert_eq!(outlet.open(None, whole), Opening::Whole(whole(), 1));
+        assert_eq!(outlet.open(None, whole), Opening::Whole(whole().into(), 1));
         assert_eq!(outlet.open(Some(1), whole), Opening::Resume(1));
-        assert_eq!(outlet.open(Some(7), whole), Opening::Whole(whole(), 1));
+        assert_eq!(outlet.open(Some(7), whole), Opening::Whole(whole().into(), 1));
         outlet.forget();
-        assert_eq!(outlet.open(Some(1), whole), Opening::Whole(whole(), 1));
+        assert_eq!(outlet.open(Some(1), whole), Opening::Whole(whole().into(), 1));
     }
 
     fn addresses(hosts: std::ops::Range<u32>) -> Patch {
@@ -226,7 +226,7 @@ mod tests {
         assert!(outlet.is_lost());
         assert_eq!(outlet.push(addresses(0..1), now), Ok(()));
         assert_eq!((outlet.take(), outlet.waiting.as_ref()), (None, None));
-        assert_eq!(outlet.open(Some(2), Patch::default), Opening::Whole(Patch::default(), 6));
+        assert_eq!(outlet.open(Some(2), Patch::default), Opening::Whole(Box::default(), 6));
         assert!(!outlet.is_lost());
     }
 
