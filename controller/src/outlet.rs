@@ -97,7 +97,7 @@ impl Outlet {
         Some((self.number, patch))
     }
 
-    /// A stream begins, of a node that has version `has`; `whole` is the newest view.
+    /// A stream begins, of a node that has version `has`; `whole` leads to the newest view from an empty one.
     pub(crate) fn open(&mut self, has: Option<u64>, whole: impl FnOnce() -> Patch) -> Opening {
         match has {
             Some(has) if self.taken == Some(has) => {

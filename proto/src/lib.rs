@@ -5,7 +5,7 @@
 //! refuses what it does not understand by name, and [`encode`], which cannot fail.
 //!
 //! ```text
-//! engine → NodeView / Patch → encode → gRPC → decode → NodeView / Patch → plan
+//! engine → Patch → encode → gRPC → decode → Patch → NodeView → plan
 //! ```
 
 /// The messages and the service as protobuf has them: see `proto/durward.proto`.

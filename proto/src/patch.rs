@@ -13,7 +13,8 @@ use crate::{
 
 /// What changes in a map: the entries with their new values, and those that go.
 ///
-/// It is made once, read in order and let go: so what is put is a sorted list, which costs less than a tree.
+/// Most are made once, read in order and let go: so what is put is a sorted list, which costs less than a tree. What waits
+/// for a node is merged into, at a cost that follows its length where much comes at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delta<K: Ord, V> {
     /// New entries, and new values of old ones.
@@ -21,6 +22,9 @@ pub struct Delta<K: Ord, V> {
     /// Entries that go. Disjoint from `put`.
     pub removed: BTreeSet<K>,
 }
+
+/// So many entries are merged one by one.
+const FEW: usize = 8;
 
 impl<K: Ord, V> Default for Delta<K, V> {
     fn default() -> Self {
@@ -33,6 +37,7 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
     pub fn between(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Self {
         let changed = new.iter().filter(|(key, value)| old.get(key) != Some(value));
         let put = changed.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let put = LiteMap::from_sorted_store_unchecked(put);
         let removed = old.keys().filter(|key| !new.contains_key(key)).cloned().collect();
         Self { put, removed }
     }
@@ -50,21 +55,31 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
     /// Adds what changes after this. What comes and goes again stays among `removed`: whether it was
     /// there before cannot be told.
     fn merge(&mut self, later: Self) {
-        for key in later.removed {
-            self.put.remove(&key);
-            self.removed.insert(key);
-        }
-        for key in later.put.keys() {
+        let Self { put, removed } = later;
+        for key in put.keys() {
             self.removed.remove(key);
         }
-        self.put.extend(later.put);
+        if put.len() + removed.len() <= FEW {
+            removed.iter().for_each(|key| drop(self.put.remove(key)));
+            put.into_iter().for_each(|(key, value)| drop(self.put.insert(key, value)));
+        } else {
+            // Each that goes or comes by itself would move what is after it.
+            self.put.retain(|key, _| !removed.contains(key));
+            self.put.extend(put);
+        }
+        self.removed.extend(removed);
     }
 
     fn apply(self, map: &mut BTreeMap<K, V>, removal: Removal, what: &'static str) -> Result<(), PatchError> {
         for key in self.removed {
             removal.check(map.remove(&key).is_some(), what)?;
         }
-        map.extend(self.put);
+        if map.is_empty() {
+            // At once: it is sorted.
+            *map = self.put.into_iter().collect();
+        } else {
+            map.extend(self.put);
+        }
         Ok(())
     }
 }
@@ -350,7 +365,8 @@ mod tests {
 
     fn view() -> impl Strategy<Value = NodeView> {
         let sets = proptest::collection::btree_map((0..4_u8).prop_map(set_id), set(), 0..4);
-        let addresses = proptest::collection::btree_map(0..4_u8, 0..3_u8, 0..4);
+        // More than are merged one by one.
+        let addresses = proptest::collection::btree_map(0..20_u8, 0..3_u8, 0..20);
         let attributions = proptest::collection::btree_map(0..4_u8, any::<bool>(), 0..3);
         let judged = (prop::option::of(0..4_u8), prop::option::of(0..4_u8));
         let pods = proptest::collection::btree_map(0..4_u8, judged, 0..4);
@@ -466,6 +482,20 @@ mod tests {
         let mut new = Patch { sets: LiteMap::from_iter([(id, SetDelta::New(empty))]), ..Patch::default() };
         let later = Patch { sets: LiteMap::from_iter([(id, SetDelta::Rows(gone))]), ..Patch::default() };
         assert_eq!(new.merge(later), Err(PatchError { what: "a row" }));
+    }
+
+    /// As many as a node may have: one by one, this would take minutes.
+    #[test]
+    fn what_waits_for_a_node_goes_again_at_once() {
+        let addresses = || (0..400_000_u32).map(|bits| IpAddr::V4(bits.into()));
+        let atom = AtomId(Digest([1; 16]));
+        let mut waiting = Patch::default();
+        waiting.addresses.put = addresses().map(|address| (address, atom)).collect();
+        let mut later = Patch::default();
+        later.addresses.removed = addresses().collect();
+        waiting.merge(later).unwrap();
+        assert!(waiting.addresses.put.is_empty());
+        assert!(waiting.addresses.removed.iter().copied().eq(addresses()));
     }
 
     #[test]

@@ -49,12 +49,12 @@ type Matched = SmallVec<[Element; 8]>;
 
 /// What is to be told, each address once.
 #[derive(Default)]
-struct Told {
+struct Moves {
     put: Vec<(IpAddr, AtomId)>,
     removed: Vec<IpAddr>,
 }
 
-/// All addresses of a view that had none.
+/// The addresses of a view that had none, as they are come upon, and their atoms.
 struct Used {
     /// Atoms as they were come upon, and how many addresses in a row have each; there may be the same again.
     atoms: Vec<(AtomIndex, AtomId, i32)>,
@@ -119,11 +119,11 @@ impl Refresh<'_> {
         if change.all && self.view.named_blocks == 0 {
             return self.all_addresses();
         }
-        let (mut told, mut known, mut again) = (Told::default(), Known::default(), marked.to_vec());
+        let (mut told, mut known, mut again) = (Moves::default(), Known::default(), marked.to_vec());
         let alike = self.classes_are_alike(change);
         for class in self.concerned(change) {
             let [before, now] = When::BOTH.map(|when| self.elements_of(change, class, when));
-            if alike && before == now && !change.blocks {
+            if alike && before == now && (!change.blocks || now.is_empty()) {
                 continue;
             }
             let mut last = None;
@@ -246,7 +246,7 @@ impl Refresh<'_> {
         sorted(classes.chain(&change.peers).copied().collect())
     }
 
-    fn tell(&mut self, address: IpAddr, old: Option<AtomIndex>, new: Option<AtomIndex>, told: &mut Told) {
+    fn tell(&mut self, address: IpAddr, old: Option<AtomIndex>, new: Option<AtomIndex>, told: &mut Moves) {
         if old == new {
             return;
         }

@@ -315,6 +315,7 @@ impl Engine {
         self.publish_services(&Changes::new(), &mut patches);
         self.collect();
         let whole = patches.into_values().next().unwrap_or_default();
+        debug_assert!(NodeView::default().patched(whole.clone()).is_ok(), "nothing was there to be removed");
         Patch { logging: Some(self.logging), ..whole }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use durward_proto::{Backend, Delta, Frontend, PortKey, Service as Told};
 use hashbrown::HashMap;
+use litemap::LiteMap;
 
 use crate::object::{EndpointSlice, Key, Service, ServicePort};
 use crate::table::NodeId;
@@ -173,7 +174,9 @@ impl Services {
         let all = || self.told.iter().map(|(&frontend, told)| (frontend, shown(told)));
         match (knew, knows) {
             (false, false) => Delta::default(),
-            (false, true) => Delta { put: all().collect(), ..Delta::default() },
+            (false, true) => {
+                Delta { put: LiteMap::from_sorted_store_unchecked(all().collect()), ..Delta::default() }
+            }
             (true, false) => {
                 let new = |frontend: &Frontend| matches!(changes.get(frontend), Some(None));
                 let gone = changes.keys().filter(|frontend| !self.told.contains_key(frontend));

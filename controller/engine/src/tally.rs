@@ -122,7 +122,7 @@ impl<K: Copy + Ord> Tally<K> {
     }
 
     /// Counts what comes and goes. What is left in `uses` is what changed for each thing: reversed, it
-    /// leads back.
+    /// leads back. A few come and go where they are found, more all at once.
     pub(crate) fn settle(&mut self, uses: &mut Uses<K>) -> Turnover<K> {
         if uses.0.is_empty() {
             return Turnover::default();
@@ -131,8 +131,10 @@ impl<K: Copy + Ord> Tally<K> {
         let net = &uses.0;
         let (mut came, mut went) = (Few::with_capacity(net.len()), Few::with_capacity(net.len()));
         let (mut new, few) = (vec![], net.len() <= FEW);
-        // From the last to the first, so that a few can come and go where they are found.
-        for &(thing, change) in net.iter().rev() {
+        if few {
+            self.0.reserve_exact(net.iter().filter(|&&(_, change)| change > 0).count());
+        }
+        for &(thing, change) in net {
             match self.0.binary_search_by_key(&thing, |&(thing, _)| thing) {
                 Ok(at) => match self.0[at].1.checked_add_signed(change) {
                     Some(0) => {
@@ -148,7 +150,6 @@ impl<K: Copy + Ord> Tally<K> {
                     came.push(thing);
                     let uses = (thing, change.unsigned_abs());
                     if few {
-                        self.0.reserve_exact(1);
                         self.0.insert(at, uses);
                     } else {
                         new.push(uses);
@@ -157,8 +158,6 @@ impl<K: Copy + Ord> Tally<K> {
                 Err(_) => unreachable!("what goes was there"),
             }
         }
-        came.reverse();
-        went.reverse();
         if !few {
             exchange(&mut self.0, &went, new, |&(thing, _)| thing);
         }

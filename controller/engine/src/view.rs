@@ -166,7 +166,7 @@ impl Refresh<'_> {
             blocks.push((block, atom));
         }
         self.view.blocks = Prefixes::new(blocks);
-        let mut delta = Delta { put: put.into_iter().collect(), ..Delta::default() };
+        let mut delta = Delta { put: LiteMap::from_sorted_store_unchecked(put), ..Delta::default() };
         for &(block, atom) in change.old_blocks.atoms() {
             self.atoms.sub(atom);
             if self.view.blocks.get(block).is_none() {
@@ -210,7 +210,7 @@ impl Refresh<'_> {
         if before.iter().any(|&(_, was)| was) {
             before.sort_by_key(|&(list, _)| list);
         }
-        let (mut put, mut removed) = (Vec::with_capacity(before.len()), vec![]);
+        let (mut put, mut removed) = (vec![], vec![]);
         for same in before.chunk_by(|(one, _), (other, _)| one == other) {
             let ((list, was), is) = (same[0], !same[same.len() - 1].1);
             let id = self.sets.attributions[list].id;
@@ -221,6 +221,7 @@ impl Refresh<'_> {
             }
         }
         put.sort_unstable_by_key(|&(id, _)| id);
+        debug_assert!(put.is_sorted_by(|(one, _), (other, _)| one < other), "other content is another name");
         let put = LiteMap::from_sorted_store_unchecked(put);
         patch.attributions = Delta { put, removed: removed.into_iter().collect() };
     }

@@ -157,7 +157,7 @@ impl Field {
         entries: impl IntoIterator<Item = Result<(K, V), DecodeError>>,
     ) -> Result<LiteMap<K, V>, DecodeError> {
         let mut entries: Vec<_> = entries.into_iter().collect::<Result<_, _>>()?;
-        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             Some(pair) => Err(self.wrong(Problem::Repeated(pair[0].0.to_string()))),
             None => Ok(LiteMap::from_sorted_store_unchecked(entries)),

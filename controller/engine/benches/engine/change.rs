@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use durward_engine::object::Event;
 use durward_engine::sample::*;
-use durward_engine::{Engine, Limits, Outcome};
-use durward_proto::wire;
+use durward_engine::{Detail, Engine, Limits, Outcome};
+use durward_proto::{NodeView, wire};
 use prost::Message;
 
 use crate::figures::Figures;
@@ -108,8 +108,9 @@ pub(crate) fn node_view(figures: &mut Figures) {
     engine.apply(policies);
     engine.apply((0..250_000).map(|n| Event::Pod(pod(n))));
     let start = Instant::now();
-    let view = engine.subscribe("here");
+    let whole = engine.subscribe_with("here", Detail::Frontends);
     figures.note("node_view_s", start.elapsed().as_secs_f64(), 3);
+    let view = NodeView::default().patched(whole).unwrap_or_default();
     let rows: usize = view.sets.values().map(|set| set.rows.len()).sum();
     let atoms: std::collections::BTreeSet<_> = view.addresses.values().collect();
     println!(
