@@ -6,6 +6,7 @@ use std::time::Instant;
 use durward_engine::Detail;
 use durward_proto::Patch;
 use tokio::sync::Notify;
+use tracing::info;
 
 use crate::outlet::{Lost, Opening, Outlet};
 
@@ -21,6 +22,21 @@ pub(crate) enum End {
     /// The controller forgot the node's view, or stops.
     #[error("the controller has closed this view: subscribe again")]
     Closed,
+}
+
+/// Tells, when a stream is dropped for whatever reason, that it has ended: also where its node went before it began.
+#[derive(Debug)]
+pub(crate) struct Leave {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) stream: u64,
+    pub(crate) node: Arc<str>,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.mailbox.leave(self.stream);
+        info!(node = &*self.node, "a node's stream has ended");
+    }
 }
 
 /// One node's outlet, shared with the stream that is open.

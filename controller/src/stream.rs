@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
 
-use crate::mailbox::{End, Mailbox};
+use crate::mailbox::{End, Leave, Mailbox};
 use crate::metrics::{Metrics, Sent};
 use crate::outlet::Opening;
 use crate::serve::{MAX_RESPONSE_BYTES, stopping};
@@ -48,20 +48,6 @@ struct Talk {
     /// Listens to the node's half as long as this half lives; else the stream would never close.
     _listener: JoinSet<()>,
     _leave: Leave,
-}
-
-/// Tells, when the stream is dropped for whatever reason, that it is.
-struct Leave {
-    mailbox: Arc<Mailbox>,
-    stream: u64,
-    node: Arc<str>,
-}
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        self.mailbox.leave(self.stream);
-        info!(node = &*self.node, "a node's stream has ended");
-    }
 }
 
 impl NodeStream {
@@ -115,10 +101,9 @@ impl NodeStream {
         let (reply, answer) = oneshot::channel();
         let ask = Ask::Subscribe { node: node.clone(), has, detail, reply };
         self.asks.send(ask).await.map_err(|_| stopping())?;
-        let Subscription { mailbox, stream, opening, bell } =
+        let Subscription { mailbox, stream, opening, bell, leave } =
             answer.await.map_err(|_| Status::from(End::Replaced))??;
         info!(node = &*node, has, "a node's stream begins");
-        let leave = Leave { mailbox: mailbox.clone(), stream, node };
         let (last, heard_last) = oneshot::channel();
         let metrics = self.metrics.clone();
         let listener = Listener { mailbox: mailbox.clone(), metrics, stream, epoch: self.epoch };

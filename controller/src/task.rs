@@ -22,7 +22,7 @@ use crate::event::{Notice, Notices, Severity, reference};
 use crate::health::Health;
 use crate::identity::{Identities, PodIdentity};
 use crate::logging::Progress;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Leave, Mailbox};
 use crate::metrics::{Kind, Metrics};
 use crate::outlet::{Lost, Opening};
 
@@ -78,6 +78,7 @@ pub(crate) struct Subscription {
     pub(crate) opening: Opening,
     /// Rings whenever there may be something to take.
     pub(crate) bell: Arc<Notify>,
+    pub(crate) leave: Leave,
 }
 
 /// A node says a name that the cluster does not know.
@@ -359,7 +360,8 @@ impl Task {
         };
         self.streams += 1;
         let (opening, bell) = mailbox.open(self.streams, has, || self.engine.subscribe_with(node, detail));
-        Ok(Subscription { mailbox, stream: self.streams, opening, bell })
+        let leave = Leave { mailbox: mailbox.clone(), stream: self.streams, node: node.clone() };
+        Ok(Subscription { mailbox, stream: self.streams, opening, bell, leave })
     }
 
     /// A node is gone.

@@ -54,6 +54,28 @@ fn nodes_are_tried_as_long_as_there_is_time_and_one_in_any_case() {
 }
 
 #[test]
+fn a_node_that_goes_while_it_subscribes_is_not_connected() {
+    let (mut task, _told) = task(&[]);
+    task.nodes.insert("a".into());
+    task.unlisted.clear();
+    let subscribe = || {
+        let (reply, answer) = oneshot::channel();
+        (Ask::Subscribe { node: "a".into(), has: None, detail: Detail::Frontends, reply }, answer)
+    };
+    let connected = |task: &mut Task, ask| {
+        task.answer(ask);
+        task.count();
+        task.metrics.nodes_connected.get()
+    };
+    let (ask, answer) = subscribe();
+    assert_eq!(connected(&mut task, ask), 1);
+    drop(answer);
+    let (ask, answer) = subscribe();
+    drop(answer);
+    assert_eq!(connected(&mut task, ask), 0);
+}
+
+#[test]
 fn the_rest_is_in_proportion_to_the_time_that_it_took() {
     assert_eq!(rest_after(Duration::from_millis(3)), Duration::from_secs(1));
     assert_eq!(rest_after(Duration::from_millis(150)), Duration::from_millis(1_500));
