@@ -3,6 +3,7 @@
 //! First it is worked out which rows come and go, and stopped as soon as the node could not hold them.
 //! Only then are they taken, dropped and told.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 
 use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
@@ -183,24 +184,25 @@ impl Refresh<'_> {
             let Whole { id, direction, base } = self.sets.whole(set);
             self.take_row(base);
             let base = self.sets.said(base).clone();
-            let rows = self.change_rows(rows, Told::new()).put.into_iter().collect();
-            let content = view::Set { direction, base, rows };
-            sets.push((id, SetDelta::New(content)));
+            let rows = self.take_rows(&rows);
+            sets.push((id, SetDelta::New(view::Set { direction, base, rows })));
         }
         patch.sets = sets.into_iter().collect();
     }
 
     /// Adds rows for atoms that came, and removes those for atoms that went.
     fn change_rows(&mut self, came: Told, went: Told) -> Delta<AtomId, Row> {
-        let mut delta = Delta::default();
+        let mut removed = BTreeSet::new();
         for (atom, row) in went {
             self.drop_row(row);
-            delta.removed.insert(self.sets.atoms[atom]);
+            removed.insert(self.sets.atoms[atom]);
         }
-        came.iter().for_each(|&(_, row)| self.take_row(row));
-        delta.put =
-            came.iter().map(|&(atom, row)| (self.sets.atoms[atom], self.sets.said(row).clone())).collect();
-        delta
+        Delta { put: self.take_rows(&came), removed }
+    }
+
+    fn take_rows<C: FromIterator<(AtomId, Row)>>(&mut self, rows: &Told) -> C {
+        rows.iter().for_each(|&(_, row)| self.take_row(row));
+        rows.iter().map(|&(atom, row)| (self.sets.atoms[atom], self.sets.said(row).clone())).collect()
     }
 
     fn take_row(&mut self, row: RowIndex) {
