@@ -357,7 +357,38 @@ pub(crate) fn insert<A: Array>(list: &mut SmallVec<A>, at: usize, thing: A::Item
 }
 
 /// Up to so many changes of a list, or pods of a class, are looked at one by one.
-pub(crate) const FEW: usize = 8;
+const FEW: usize = 8;
+
+/// Changes what a list, sorted by keys, has for some of them, which are sorted and each once: `change` hears what it has and
+/// says what it is to have. A few come and go where they are found, more all at once.
+pub(crate) fn update<K: Copy + Ord, V, C>(
+    list: &mut Vec<(K, V)>,
+    changes: impl ExactSizeIterator<Item = (K, C)>,
+    mut change: impl FnMut(K, Option<&V>, C) -> Option<V>,
+) {
+    let (few, mut gone, mut come) = (changes.len() <= FEW, vec![], vec![]);
+    for (key, how) in changes {
+        match list.binary_search_by_key(&key, |(key, _)| *key) {
+            Ok(at) => match change(key, Some(&list[at].1), how) {
+                Some(value) => list[at].1 = value,
+                None if few => drop(list.remove(at)),
+                None => gone.push(key),
+            },
+            Err(at) => {
+                let Some(value) = change(key, None, how) else { continue };
+                if few {
+                    list.reserve_exact(1);
+                    list.insert(at, (key, value));
+                } else {
+                    come.push((key, value));
+                }
+            }
+        }
+    }
+    if !few {
+        exchange(list, &gone, come, |&(key, _)| key);
+    }
+}
 
 /// Takes out of a list that is sorted by a key what has one of these keys, which are sorted, and puts others in.
 pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Vec<T>, key: impl Fn(&T) -> K) {

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use durward_proto::{Delta, Direction, Patch, PodUid, view};
 use litemap::LiteMap;
 
-use crate::cluster::{Live, PodKey, exchange, sorted};
+use crate::cluster::{Live, PodKey, sorted, update};
 use crate::table::{ClassId, Id, PodId, SetIndex};
 use crate::tally::Uses;
 use crate::view::Refresh;
@@ -275,25 +275,10 @@ impl crate::view::View {
     }
 
     fn place(&mut self, moved: &[Moved]) {
-        replace(&mut self.pods, moved.iter().map(|&(pod, _, new)| (pod, new)));
+        update(&mut self.pods, moved.iter().map(|&(pod, _, new)| (pod, new)), |_, _, new| new);
     }
 
     fn tell(&mut self, turns: &[(ClassId, Turn)]) {
-        replace(&mut self.classes, turns.iter().map(|&(class, (_, now))| (class, now)));
+        update(&mut self.classes, turns.iter().map(|&(class, (_, now))| (class, now)), |_, _, now| now);
     }
-}
-
-/// Puts new values into a sorted list, and takes out what has none any more.
-fn replace<K: Copy + Ord, V>(sorted: &mut Vec<(K, V)>, new: impl Iterator<Item = (K, Option<V>)>) {
-    let mut added = vec![];
-    let mut gone = vec![];
-    for (key, value) in new {
-        match (sorted.binary_search_by_key(&key, |(key, _)| *key), value) {
-            (Ok(at), Some(value)) => sorted[at].1 = value,
-            (Ok(_), None) => gone.push(key),
-            (Err(_), Some(value)) => added.push((key, value)),
-            (Err(_), None) => {}
-        }
-    }
-    exchange(sorted, &gone, added, |&(key, _)| key);
 }

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::cluster::{FEW, Few, exchange, few_sorted};
+use crate::cluster::{Few, few_sorted, update};
 
 /// How often each thing is used; sorted, and nothing that is not used.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ impl<K: Copy + Ord> Tally<K> {
     }
 
     /// Counts what comes and goes. What is left in `uses` is what changed for each thing: reversed, it
-    /// leads back. A few come and go where they are found, more all at once.
+    /// leads back.
     pub(crate) fn settle(&mut self, uses: &mut Uses<K>) -> Turnover<K> {
         if uses.0.is_empty() {
             return Turnover::default();
@@ -130,37 +130,17 @@ impl<K: Copy + Ord> Tally<K> {
         uses.net();
         let net = &uses.0;
         let (mut came, mut went) = (Few::with_capacity(net.len()), Few::with_capacity(net.len()));
-        let (mut new, few) = (vec![], net.len() <= FEW);
-        if few {
-            self.0.reserve_exact(net.iter().filter(|&&(_, change)| change > 0).count());
-        }
-        for &(thing, change) in net {
-            match self.0.binary_search_by_key(&thing, |&(thing, _)| thing) {
-                Ok(at) => match self.0[at].1.checked_add_signed(change) {
-                    Some(0) => {
-                        went.push(thing);
-                        if few {
-                            self.0.remove(at);
-                        }
-                    }
-                    Some(uses) => self.0[at].1 = uses,
-                    None => unreachable!("what goes was there"),
-                },
-                Err(at) if change > 0 => {
-                    came.push(thing);
-                    let uses = (thing, change.unsigned_abs());
-                    if few {
-                        self.0.insert(at, uses);
-                    } else {
-                        new.push(uses);
-                    }
-                }
-                Err(_) => unreachable!("what goes was there"),
+        update(&mut self.0, net.iter().copied(), |thing, before, change| {
+            let Some(uses) = before.unwrap_or(&0).checked_add_signed(change) else {
+                unreachable!("what goes was there")
+            };
+            match (before, uses) {
+                (None, _) => came.push(thing),
+                (Some(_), 0) => went.push(thing),
+                _ => {}
             }
-        }
-        if !few {
-            exchange(&mut self.0, &went, new, |&(thing, _)| thing);
-        }
+            (uses > 0).then_some(uses)
+        });
         Turnover { came, went }
     }
 }
