@@ -127,14 +127,6 @@ impl Mailbox {
         Ok(inner.outlet.take())
     }
 
-    /// The stream could not send what it took: the next one begins with the whole view.
-    pub(crate) fn forget(&self, stream: u64) {
-        let mut inner = self.inner();
-        if inner.is_open(stream) {
-            inner.outlet.forget();
-        }
-    }
-
     /// A stream ends.
     pub(crate) fn leave(&self, stream: u64) {
         let mut inner = self.inner();

@@ -107,8 +107,6 @@ pub(crate) struct Metrics {
     pub(crate) sent: Family<OfSent, Counter>,
     /// Nodes that took so little that their changes were dropped for the whole view.
     pub(crate) nodes_behind: Counter,
-    /// Streams that were ended because the change was too large for one message.
-    pub(crate) changes_too_large: Counter,
     /// From a change's arrival here until a node has it in its kernel.
     pub(crate) propagation: Histogram,
     /// Events that were lost.
@@ -132,7 +130,6 @@ impl Default for Metrics {
             view_versions: Counter::default(),
             sent: Family::default(),
             nodes_behind: Counter::default(),
-            changes_too_large: Counter::default(),
             propagation: Histogram::new([
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
             ]),
@@ -164,7 +161,6 @@ impl Metrics {
             view_versions,
             sent,
             nodes_behind,
-            changes_too_large,
             propagation,
             events_lost,
             pods_attached_late,
@@ -186,11 +182,6 @@ impl Metrics {
             "nodes_behind",
             "Times that a node took so little that its changes were dropped: it asks for the whole view",
             nodes_behind.clone(),
-        );
-        registry.register(
-            "changes_too_large",
-            "Streams ended because a change was too large for one message: the node asks for the whole view",
-            changes_too_large.clone(),
         );
         registry.register_with_unit(
             "propagation",

@@ -119,7 +119,7 @@ impl Outlet {
     }
 
     /// The stream cannot say what it took: the next one must say everything.
-    pub(crate) fn forget(&mut self) {
+    fn forget(&mut self) {
         self.taken = None;
         self.waiting = None;
     }

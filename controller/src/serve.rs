@@ -23,8 +23,6 @@ use crate::task::Ask;
 
 /// Nodes send small messages: a hello, versions, lists of addresses, reports.
 const MAX_REQUEST_BYTES: usize = 256 << 10;
-/// The same as what a tonic client takes unless told otherwise.
-pub(crate) const MAX_RESPONSE_BYTES: usize = 4 << 20;
 /// One for the view, some for look-ups and reports.
 const MAX_STREAMS_PER_CONNECTION: u32 = 32;
 /// A connection that is silent for so long is asked whether it lives,
@@ -49,9 +47,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let control = ControlServer::new(service)
-        .max_decoding_message_size(MAX_REQUEST_BYTES)
-        .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    let control = ControlServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

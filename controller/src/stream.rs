@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use durward_engine::Detail;
-use durward_proto::wire::{from_node, to_node};
-use durward_proto::{encode, wire};
+use durward_proto::encode::{self, Parts};
+use durward_proto::wire::{self, from_node, to_node};
 use futures::Stream;
-use prost::Message;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
@@ -16,7 +15,7 @@ use tracing::{debug, info};
 use crate::mailbox::{End, Leave, Mailbox};
 use crate::metrics::{Metrics, Sent};
 use crate::outlet::Opening;
-use crate::serve::{MAX_RESPONSE_BYTES, stopping};
+use crate::serve::stopping;
 use crate::task::{Ask, Subscription};
 
 /// How long a node may take to say hello.
@@ -38,8 +37,8 @@ enum Phase {
 
 /// A stream whose node is known.
 struct Talk {
-    /// What the stream begins with: the view and the mark that it is whole.
-    opening: std::vec::IntoIter<to_node::Message>,
+    /// What is being sent: the view and the mark that it is whole, or a change.
+    sending: std::vec::IntoIter<to_node::Message>,
     mailbox: Arc<Mailbox>,
     stream: u64,
     bell: Arc<Notify>,
@@ -113,7 +112,7 @@ impl NodeStream {
             let _ = last.send(listener.listen(inbound).await);
         });
         Ok(Box::new(Talk {
-            opening: self.open(opening).into_iter(),
+            sending: self.open(opening).into_iter(),
             bell,
             mailbox,
             stream,
@@ -132,9 +131,8 @@ impl NodeStream {
             }
             Opening::Whole(patch, number) => {
                 self.metrics.sent(Sent::Snapshot);
-                let parts = encode::snapshot(&patch);
-                let parts = parts.into_iter().map(to_node::Message::Snapshot);
-                parts.chain([in_sync(number)]).collect()
+                let parts = encode::parts(&patch).encoded();
+                parts.into_iter().map(to_node::Message::Part).chain([in_sync(number)]).collect()
             }
         }
     }
@@ -142,25 +140,23 @@ impl NodeStream {
 
 impl Talk {
     async fn next(&mut self, epoch: u64, metrics: &Metrics) -> Result<to_node::Message, Status> {
-        if let Some(message) = self.opening.next() {
-            // Else tonic would gather parts in the buffer that it keeps.
-            tokio::task::yield_now().await;
-            return Ok(message);
-        }
         loop {
+            if let Some(message) = self.sending.next() {
+                // Else tonic would gather parts in the buffer that it keeps.
+                tokio::task::yield_now().await;
+                return Ok(message);
+            }
             if let Some((number, patch)) = self.mailbox.take(self.stream)? {
-                let change = wire::Change {
-                    to: Some(wire::Version { epoch, number }),
-                    patch: Some(wire::Patch::from(&patch)),
-                };
-                // A change is one message, or a packet could be judged by half of it.
-                if change.encoded_len() + 16 > MAX_RESPONSE_BYTES {
-                    self.mailbox.forget(self.stream);
-                    metrics.changes_too_large.inc();
-                    return Err(Status::aborted("the change is too large for one message: subscribe again"));
-                }
+                let Parts { first, last, .. } = encode::parts(&patch);
+                let change = wire::Change { to: Some(wire::Version { epoch, number }), patch: Some(last) };
                 metrics.sent(Sent::Change);
-                return Ok(to_node::Message::Change(change));
+                if first.is_empty() {
+                    return Ok(to_node::Message::Change(change));
+                }
+                let parts = first.into_iter().map(to_node::Message::Part);
+                self.sending =
+                    parts.chain([to_node::Message::Change(change)]).collect::<Vec<_>>().into_iter();
+                continue;
             }
             tokio::select! {
                 () = self.bell.notified() => {}
@@ -249,10 +245,10 @@ mod tests {
         const PARTS: usize = 3;
         let (mailbox, stream) = (Arc::new(Mailbox::new(1, Detail::Frontends)), 1);
         let (_, bell) = mailbox.open(stream, None, Patch::default);
-        let part = to_node::Message::Snapshot(wire::Patch::default());
+        let part = to_node::Message::Part(bytes::Bytes::new());
         let (_last, heard_last) = oneshot::channel();
         let talk = Talk {
-            opening: vec![part; PARTS].into_iter(),
+            sending: vec![part; PARTS].into_iter(),
             mailbox: mailbox.clone(),
             stream,
             bell,

@@ -168,7 +168,7 @@ impl Subscriber {
 struct Listener {
     /// What we had when it began, and since then what we have.
     had: Option<Synced>,
-    /// The parts of a snapshot so far.
+    /// The view as far as it was heard in parts: of a snapshot, and after that of a change.
     parts: Option<NodeView>,
     synced: bool,
 }
@@ -178,11 +178,15 @@ impl Listener {
     fn hear(&mut self, message: ToNode) -> Result<Option<Synced>, StreamError> {
         let arrived = Instant::now();
         let (version, view) = match message {
-            ToNode::Snapshot(patch) if !self.synced => {
-                self.parts.get_or_insert_default().patch(patch)?;
+            ToNode::Part(patch) => {
+                let before = self.had.as_ref().filter(|_| self.synced);
+                let before = || before.map(|had| NodeView::clone(&had.view)).unwrap_or_default();
+                self.parts.get_or_insert_with(before).patch(patch)?;
                 return Ok(None);
             }
-            ToNode::Snapshot(_) => return Err(StreamError::Order("a part of a snapshot after in_sync")),
+            ToNode::InSync(_) if self.synced => {
+                return Err(StreamError::Order("in_sync for the second time"));
+            }
             ToNode::InSync(version) => {
                 self.synced = true;
                 match (self.parts.take(), self.had.take()) {
@@ -191,9 +195,16 @@ impl Listener {
                     (None, None) => return Err(StreamError::Order("in_sync before any part of a snapshot")),
                 }
             }
-            ToNode::Change { to, patch } => match self.had.take().filter(|_| self.synced) {
-                Some(had) => (to, Arc::new(had.view.patched(patch)?)),
-                None => return Err(StreamError::Order("a change before in_sync")),
+            ToNode::Change { .. } if !self.synced => {
+                return Err(StreamError::Order("a change before in_sync"));
+            }
+            ToNode::Change { to, patch } => match (self.parts.take(), self.had.take()) {
+                (Some(mut view), _) => {
+                    view.patch(patch)?;
+                    (to, Arc::new(view))
+                }
+                (None, Some(had)) => (to, Arc::new(had.view.patched(patch)?)),
+                (None, None) => return Err(StreamError::Order("a change to nothing")),
             },
         };
         view.check()?;
@@ -224,7 +235,7 @@ mod tests {
     #[test]
     fn a_view_is_published_when_it_is_whole_and_after_each_change() {
         let mut listener = Listener { had: None, parts: None, synced: false };
-        assert_eq!(heard(&mut listener, ToNode::Snapshot(logging(1))), None);
+        assert_eq!(heard(&mut listener, ToNode::Part(logging(1))), None);
         assert_eq!(heard(&mut listener, ToNode::InSync(version(3))), Some((3, 1)));
         let change = ToNode::Change { to: version(4), patch: logging(2) };
         assert_eq!(heard(&mut listener, change), Some((4, 2)));
@@ -238,10 +249,36 @@ mod tests {
     }
 
     #[test]
+    fn a_change_in_parts_is_published_when_it_is_whole() {
+        let address = |host| std::net::IpAddr::from([10, 0, 0, host]);
+        let atom = durward_proto::AtomId(durward_proto::Digest([1; 16]));
+        let of = |hosts: &[u8]| NodeView {
+            addresses: hosts.iter().map(|&host| (address(host), atom)).collect(),
+            ..NodeView::default()
+        };
+        let part = |old: &[u8], new: &[u8]| Patch::between(&of(old), &of(new));
+        let had = Synced { version: version(3), view: Arc::new(of(&[1, 2])), arrived: Instant::now() };
+        let mut listener = Listener { had: Some(had), parts: None, synced: false };
+        assert_eq!(heard(&mut listener, ToNode::InSync(version(3))), Some((3, 0)));
+        assert!(listener.hear(ToNode::Part(part(&[1, 2], &[2]))).unwrap().is_none());
+        assert!(listener.hear(ToNode::Part(part(&[2], &[2, 3]))).unwrap().is_none());
+        let change = |to, patch| ToNode::Change { to: version(to), patch };
+        let synced = listener.hear(change(4, part(&[2, 3], &[2, 3, 4]))).unwrap().unwrap();
+        assert_eq!((synced.version, &*synced.view), (version(4), &of(&[2, 3, 4])));
+        // The next one begins with what was there then.
+        let synced = listener.hear(change(5, part(&[2, 3, 4], &[4]))).unwrap().unwrap();
+        assert_eq!(*synced.view, of(&[4]));
+    }
+
+    #[test]
     fn a_message_out_of_place_is_refused() {
         let mut listener = Listener { had: None, parts: None, synced: false };
         let change = ToNode::Change { to: version(4), patch: Patch::default() };
         assert!(matches!(listener.hear(change), Err(StreamError::Order(_))));
         assert!(matches!(listener.hear(ToNode::InSync(version(1))), Err(StreamError::Order(_))));
+        let mut listener = Listener { had: None, parts: None, synced: false };
+        assert!(heard(&mut listener, ToNode::Part(logging(1))).is_none());
+        assert_eq!(heard(&mut listener, ToNode::InSync(version(1))), Some((1, 1)));
+        assert!(matches!(listener.hear(ToNode::InSync(version(2))), Err(StreamError::Order(_))));
     }
 }

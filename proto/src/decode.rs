@@ -6,8 +6,10 @@
 mod field;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use litemap::LiteMap;
+use prost::Message as _;
 
 use self::field::Field;
 pub use self::field::{DecodeError, Problem};
@@ -16,7 +18,7 @@ use crate::wire::{self, to_node};
 use crate::{
     Act, AtomId, Attribution, AttributionId, Backend, Block, Frontend, IdentifyRequest, Identity, LateAttach,
     Logging, LossPlace, NodeReport, Patch, Pod, PodName, PodUid, Policy, PolicyList, PortKey, Row, Service,
-    Set, SetDelta, SetId, Step, ToNode, Version, Workload,
+    ServiceDelta, Set, SetDelta, SetId, Step, ToNode, Version, Workload,
 };
 
 impl TryFrom<wire::Patch> for Patch {
@@ -40,6 +42,7 @@ impl TryFrom<wire::Patch> for Patch {
             removed_services,
             merged,
             moved_sets,
+            forgotten_services,
         } = patch;
         let field = |name| Field("Patch", name);
         let put = field("put_pods").map(put_pods.into_iter().map(pod))?;
@@ -62,7 +65,8 @@ impl TryFrom<wire::Patch> for Patch {
         let blocks = field("removed_blocks").delta(put, removed_blocks.into_iter().map(removed_block))?;
 
         let put = field("put_services").map(put_services.into_iter().map(put_service))?;
-        let services = field("removed_services").delta(put, removed_services.into_iter().map(frontend))?;
+        let some = field("removed_services").delta(put, removed_services.into_iter().map(frontend))?;
+        let services = ServiceDelta { all: forgotten_services.then(Arc::default), some };
 
         let sets = sets(new_sets, changed_sets, removed_sets)?;
         let logging = logging.map(Logging::try_from).transpose()?;
@@ -261,7 +265,10 @@ impl TryFrom<wire::ToNode> for ToNode {
         let wire::ToNode { message } = message;
         // An arm that this version does not know arrives as none.
         Ok(match Field("ToNode", "message").required(message)? {
-            to_node::Message::Snapshot(patch) => Self::Snapshot(patch.try_into()?),
+            to_node::Message::Part(bytes) => {
+                let broken = |error| Field("ToNode", "part").wrong(Problem::Malformed(error));
+                Self::Part(wire::Patch::decode(bytes).map_err(broken)?.try_into()?)
+            }
             to_node::Message::InSync(version) => Self::InSync(version.try_into()?),
             to_node::Message::Change(wire::Change { to, patch }) => Self::Change {
                 to: Field("Change", "to").required(to)?.try_into()?,

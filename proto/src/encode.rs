@@ -2,14 +2,17 @@
 
 use std::net::IpAddr;
 
+use litemap::LiteMap;
 use prost::Message as _;
+use prost::bytes::Bytes;
 
 use crate::{
-    AtomId, Backend, Block, Digest, Direction, Frontend, IdentifyRequest, LogMode, Logging, NodeReport,
-    Patch, Pod, PodUid, PolicyList, Row, Service, Set, SetDelta, SetId, Verdict, Version, wire,
+    AtomId, AttributionId, Backend, Block, Delta, Digest, Direction, Directory, Frontend, IdentifyRequest,
+    LogMode, Logging, NodeReport, Patch, Pod, PodUid, PolicyList, Row, Service, ServiceDelta, Set, SetDelta,
+    SetId, Verdict, Version, wire,
 };
 
-/// How large a part of a snapshot becomes; a single row of more than about 280 steps is larger, and goes alone.
+/// How large a part becomes; a single row of more than about 280 steps is larger, and goes alone.
 /// So small because each connection keeps a buffer for as long as it lives that once held its largest message:
 /// tonic's has 8 KiB at first, and does not grow for these.
 pub const MAX_PART_BYTES: usize = 8_000;
@@ -17,18 +20,54 @@ pub const MAX_PART_BYTES: usize = 8_000;
 /// What a field adds to the message that holds it, besides its content: key and length.
 const FIELD_BYTES: usize = 4;
 
-/// What leads from an empty view to this one, as several patches, in order; at least one.
-pub fn snapshot(whole: &Patch) -> Vec<wire::Patch> {
-    // What is not there cannot be removed, nor move.
-    let Patch { moved: _, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = whole;
-    let first = wire::Patch { logging: logging.map(wire::Logging::from), ..wire::Patch::default() };
-    let mut parts = Parts { bytes: first.encoded_len(), full: Vec::new(), last: first };
+/// A patch as several, which lead in turn to where it does. A short one is only the last.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// All but the last, encoded.
+    pub first: Vec<Bytes>,
+    /// The last.
+    pub last: wire::Patch,
+    /// How long the last is; an estimate from above.
+    bytes: usize,
+}
+
+/// A patch in parts.
+pub fn parts(patch: &Patch) -> Parts {
+    let Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
+    let mut parts = Parts::default();
+    parts.last.merged = *merged;
+    if let Some(logging) = logging {
+        let logging = wire::Logging::from(*logging);
+        parts.room(logging.encoded_len()).logging = Some(logging);
+    }
+    // Before all else, and in one part: a pod moves only once.
+    let moves: Vec<_> = moved.iter().map(wire::SetMove::from).collect();
+    let bytes = moves.iter().map(|set| set.encoded_len() + FIELD_BYTES).sum();
+    if bytes > 0 {
+        parts.room(bytes).moved_sets = moves;
+    }
+    for uid in &pods.removed {
+        parts.room(uid.0.len()).removed_pods.push(uid.to_string());
+    }
+    for &AttributionId(id) in &attributions.removed {
+        parts.room(id.0.len()).removed_attributions.push(bytes_of(id));
+    }
+    for &address in &addresses.removed {
+        let address = address_bytes(address);
+        parts.room(address.len()).removed_addresses.push(address);
+    }
+    for &block in &blocks.removed {
+        let block = block_of(block, Vec::new());
+        parts.room(block.encoded_len()).removed_blocks.push(block);
+    }
     for attribution in attributions.put.values().map(wire::Attribution::from) {
         parts.room(attribution.encoded_len()).put_attributions.push(attribution);
     }
     for (&id, delta) in sets {
-        if let SetDelta::New(set) = delta {
-            parts.set(id, set);
+        match delta {
+            SetDelta::New(set) => parts.set(id, set),
+            SetDelta::Rows(rows) => parts.rows(id, rows),
+            SetDelta::Removed => parts.room(id.0.0.len()).removed_sets.push(bytes_of(id.0)),
         }
     }
     for address in addresses.put.iter().map(wire::Address::from) {
@@ -37,108 +76,127 @@ pub fn snapshot(whole: &Patch) -> Vec<wire::Patch> {
     for block in blocks.put.iter().map(wire::Block::from) {
         parts.room(block.encoded_len()).put_blocks.push(block);
     }
-    for service in services.put.iter().map(wire::Service::from) {
-        parts.room(service.encoded_len()).put_services.push(service);
-    }
+    parts.services(services);
     for pod in pods.put.iter().map(wire::Pod::from) {
         parts.room(pod.encoded_len()).put_pods.push(pod);
     }
-    parts.full.push(parts.last);
-    parts.full
-}
-
-struct Parts {
-    full: Vec<wire::Patch>,
-    last: wire::Patch,
-    bytes: usize,
+    parts
 }
 
 impl Parts {
+    /// All of them, encoded.
+    pub fn encoded(mut self) -> Vec<Bytes> {
+        self.first.push(self.last.encode_to_vec().into());
+        self.first
+    }
+
+    /// How many bytes there are in all.
+    pub fn len(&self) -> usize {
+        self.first.iter().map(Bytes::len).sum::<usize>() + self.last.encoded_len()
+    }
+
+    /// Whether they say nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The part that has room for a field of this length, or is new.
     fn room(&mut self, bytes: usize) -> &mut wire::Patch {
         if self.bytes > 0 && self.bytes + bytes + FIELD_BYTES > MAX_PART_BYTES {
-            self.full.push(std::mem::take(&mut self.last));
-            self.bytes = 0;
+            self.next();
         }
         self.bytes += bytes + FIELD_BYTES;
         &mut self.last
     }
 
+    /// What follows goes into a new part.
+    fn next(&mut self) {
+        let next = wire::Patch { merged: self.last.merged, ..wire::Patch::default() };
+        self.first.push(std::mem::replace(&mut self.last, next).encode_to_vec().into());
+        self.bytes = 0;
+    }
+
     /// A set and its rows; those that do not fit follow in the next parts.
     fn set(&mut self, id: SetId, set: &Set) {
         let Set { direction, base, rows } = set;
-        let id = bytes(id.0);
+        let id = bytes_of(id.0);
         let base = Some(base.into());
         let head = wire::Set { id: id.clone(), direction: direction_of(*direction), base, rows: vec![] };
         self.room(head.encoded_len()).new_sets.push(head);
         for row in rows.iter().map(wire::AtomRow::from) {
             // The set's id may have to be said again, in the next part.
             let part = self.room(row.encoded_len() + id.len() + 2 * FIELD_BYTES);
-            let begun = part.new_sets.last_mut().filter(|set| set.id == id).map(|set| &mut set.rows);
-            let rows = match begun {
-                Some(rows) => rows,
-                None => {
-                    if part.changed_sets.last().is_none_or(|set| set.id != id) {
-                        part.changed_sets.push(wire::SetRows { id: id.clone(), ..wire::SetRows::default() });
-                    }
-                    let Some(last) = part.changed_sets.last_mut() else { continue };
-                    &mut last.put_rows
-                }
-            };
-            rows.push(row);
+            match part.new_sets.last_mut().filter(|set| set.id == id) {
+                Some(set) => set.rows.push(row),
+                None => changed_set(part, &id).put_rows.push(row),
+            }
+        }
+    }
+
+    /// Rows that change of a set that is there.
+    fn rows(&mut self, id: SetId, rows: &Delta<AtomId, Row>) {
+        let id = bytes_of(id.0);
+        for &AtomId(atom) in &rows.removed {
+            let part = self.room(atom.0.len() + id.len() + 2 * FIELD_BYTES);
+            changed_set(part, &id).removed_rows.push(bytes_of(atom));
+        }
+        for row in rows.put.iter().map(wire::AtomRow::from) {
+            let part = self.room(row.encoded_len() + id.len() + 2 * FIELD_BYTES);
+            changed_set(part, &id).put_rows.push(row);
+        }
+    }
+
+    fn services(&mut self, services: &ServiceDelta) {
+        let ServiceDelta { all, some } = services;
+        if let Some(directory) = all {
+            self.room(0).forgotten_services = true;
+            if !directory.services().is_empty() {
+                self.next();
+                self.first.extend_from_slice(encoded(directory));
+            }
+        }
+        for frontend in some.removed.iter().map(wire::Frontend::from) {
+            self.room(frontend.encoded_len()).removed_services.push(frontend);
+        }
+        self.put_services(&some.put);
+    }
+
+    fn put_services(&mut self, services: &LiteMap<Frontend, Service>) {
+        for service in services.iter().map(wire::Service::from) {
+            self.room(service.encoded_len()).put_services.push(service);
         }
     }
 }
 
-impl From<&Patch> for wire::Patch {
-    fn from(patch: &Patch) -> Self {
-        let Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged } = patch;
-        let (mut new_sets, mut changed_sets, mut removed_sets) = (vec![], vec![], vec![]);
-        for (id, delta) in sets {
-            let id = bytes(id.0);
-            match delta {
-                SetDelta::New(Set { direction, base, rows }) => new_sets.push(wire::Set {
-                    id,
-                    direction: direction_of(*direction),
-                    base: Some(base.into()),
-                    rows: rows.iter().map(wire::AtomRow::from).collect(),
-                }),
-                SetDelta::Rows(rows) => changed_sets.push(wire::SetRows {
-                    id,
-                    put_rows: rows.put.iter().map(wire::AtomRow::from).collect(),
-                    removed_rows: rows.removed.iter().map(|atom| bytes(atom.0)).collect(),
-                }),
-                SetDelta::Removed => removed_sets.push(id),
-            }
-        }
-        Self {
-            moved_sets: moved
-                .iter()
-                .map(|(from, to)| wire::SetMove { from: bytes(from.0), to: bytes(to.0) })
-                .collect(),
-            put_pods: pods.put.iter().map(wire::Pod::from).collect(),
-            removed_pods: pods.removed.iter().map(ToString::to_string).collect(),
-            new_sets,
-            changed_sets,
-            removed_sets,
-            put_attributions: attributions.put.values().map(wire::Attribution::from).collect(),
-            removed_attributions: attributions.removed.iter().map(|id| bytes(id.0)).collect(),
-            put_addresses: addresses.put.iter().map(wire::Address::from).collect(),
-            removed_addresses: addresses.removed.iter().map(|&address| address_bytes(address)).collect(),
-            put_blocks: blocks.put.iter().map(wire::Block::from).collect(),
-            removed_blocks: blocks.removed.iter().map(|&block| block_of(block, Vec::new())).collect(),
-            logging: logging.map(wire::Logging::from),
-            put_services: services.put.iter().map(wire::Service::from).collect(),
-            removed_services: services.removed.iter().map(wire::Frontend::from).collect(),
-            merged: *merged,
-        }
+/// What a part says of the rows of a set that is there.
+fn changed_set<'a>(part: &'a mut wire::Patch, id: &[u8]) -> &'a mut wire::SetRows {
+    let changed = &mut part.changed_sets;
+    if changed.last().is_none_or(|set| set.id != id) {
+        changed.push(wire::SetRows { id: id.to_vec(), ..wire::SetRows::default() });
+    }
+    let last = changed.len() - 1;
+    &mut changed[last]
+}
+
+/// A directory's parts: encoded for the first node that is told it.
+fn encoded(directory: &Directory) -> &[Bytes] {
+    directory.encoded.get_or_init(|| {
+        let mut parts = Parts::default();
+        parts.put_services(directory.services());
+        parts.encoded().into()
+    })
+}
+
+impl From<(&SetId, &SetId)> for wire::SetMove {
+    fn from((from, to): (&SetId, &SetId)) -> Self {
+        Self { from: bytes_of(from.0), to: bytes_of(to.0) }
     }
 }
 
 impl From<(&PodUid, &Pod)> for wire::Pod {
     fn from((uid, pod): (&PodUid, &Pod)) -> Self {
         let Pod { namespace, name, addresses, config_hash, ingress, egress, denies_logged } = pod;
-        let set = |set: &Option<SetId>| set.map(|id| bytes(id.0)).unwrap_or_default();
+        let set = |set: &Option<SetId>| set.map(|id| bytes_of(id.0)).unwrap_or_default();
         Self {
             uid: uid.to_string(),
             namespace: namespace.to_string(),
@@ -154,7 +212,7 @@ impl From<(&PodUid, &Pod)> for wire::Pod {
 
 impl From<(&AtomId, &Row)> for wire::AtomRow {
     fn from((atom, row): (&AtomId, &Row)) -> Self {
-        Self { atom: bytes(atom.0), row: Some(row.into()) }
+        Self { atom: bytes_of(atom.0), row: Some(row.into()) }
     }
 }
 
@@ -167,7 +225,7 @@ impl From<&Row> for wire::Row {
                 Verdict::Deny => wire::Verdict::Deny,
             }
             .into(),
-            attribution: bytes(step.act.attribution.0),
+            attribution: bytes_of(step.act.attribution.0),
         };
         Self { steps: row.steps().iter().map(step).collect() }
     }
@@ -183,19 +241,19 @@ impl From<&PolicyList> for wire::Attribution {
             PolicyList::Policies(attribution) => attribution.0.iter().map(policy).collect(),
             PolicyList::Parts(_) => vec![],
         };
-        Self { policies, parts: list.parts().iter().map(|part| bytes(part.0)).collect() }
+        Self { policies, parts: list.parts().iter().map(|part| bytes_of(part.0)).collect() }
     }
 }
 
 impl From<(&IpAddr, &AtomId)> for wire::Address {
     fn from((&address, atom): (&IpAddr, &AtomId)) -> Self {
-        Self { address: address_bytes(address), atom: bytes(atom.0) }
+        Self { address: address_bytes(address), atom: bytes_of(atom.0) }
     }
 }
 
 impl From<(&Block, &AtomId)> for wire::Block {
     fn from((&block, atom): (&Block, &AtomId)) -> Self {
-        block_of(block, bytes(atom.0))
+        block_of(block, bytes_of(atom.0))
     }
 }
 
@@ -277,7 +335,7 @@ impl From<&NodeReport> for wire::NodeReport {
     }
 }
 
-fn bytes(digest: Digest) -> Vec<u8> {
+fn bytes_of(digest: Digest) -> Vec<u8> {
     digest.0.to_vec()
 }
 

@@ -25,12 +25,12 @@ pub mod view;
 
 pub use decode::{DecodeError, Problem};
 pub use names::{AtomId, AttributionId, Digest, Digester, PodUid, SetId};
-pub use patch::{Delta, Patch, PatchError, SetDelta};
+pub use patch::{Delta, Patch, PatchError, ServiceDelta, SetDelta};
 pub use report::{
     IdentifyRequest, Identity, LateAttach, LossPlace, NodeReport, PodName, ToNode, Version, Workload,
 };
 pub use row::{Act, PortKey, Row, RowError, Step, Verdict};
-pub use service::{Backend, Frontend, FrontendError, Service};
+pub use service::{Backend, Directory, Frontend, FrontendError, Service};
 pub use view::{
     Attribution, Block, BlockError, Direction, Leaves, LogMode, Logging, NodeView, Pod, Policy, PolicyList,
     Set, ViewError,

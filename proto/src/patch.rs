@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use litemap::LiteMap;
 use thiserror::Error;
 
 use crate::{
-    AtomId, AttributionId, Block, Direction, Frontend, Logging, NodeView, Pod, PodUid, PolicyList, Row,
-    Service, Set, SetId,
+    AtomId, AttributionId, Block, Direction, Directory, Frontend, Logging, NodeView, Pod, PodUid, PolicyList,
+    Row, Service, Set, SetId,
 };
 
 /// What changes in a map: the entries with their new values, and those that go.
@@ -111,6 +112,41 @@ pub enum SetDelta {
     Removed,
 }
 
+/// What changes in what is known of Services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceDelta {
+    /// First: from now on all that is known is this.
+    pub all: Option<Arc<Directory>>,
+    /// Then: frontends that come, change and go.
+    pub some: Delta<Frontend, Service>,
+}
+
+impl ServiceDelta {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many entries change; a directory is one, for it is shared.
+    pub fn len(&self) -> usize {
+        usize::from(self.all.is_some()) + self.some.len()
+    }
+
+    fn merge(&mut self, later: Self) {
+        match later.all {
+            Some(_) => *self = later,
+            None => self.some.merge(later.some),
+        }
+    }
+
+    fn apply(self, map: &mut BTreeMap<Frontend, Service>, removal: Removal) -> Result<(), PatchError> {
+        if let Some(all) = self.all {
+            *map = all.services().iter().map(|(&frontend, service)| (frontend, service.clone())).collect();
+        }
+        self.some.apply(map, removal, "a Service's frontend")
+    }
+}
+
 /// What turns one view into the next; applied whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
@@ -128,7 +164,7 @@ pub struct Patch {
     /// Remote blocks.
     pub blocks: Delta<Block, AtomId>,
     /// Where Services are called.
-    pub services: Delta<Frontend, Service>,
+    pub services: ServiceDelta,
     /// What is logged, if that changes.
     pub logging: Option<Logging>,
     /// Whether it is several in one: then what it removes need not be there, nor what pods move from.
@@ -170,7 +206,7 @@ impl Patch {
             attributions: Delta::between(&old.attributions, attributions),
             addresses: Delta::between(&old.addresses, addresses),
             blocks: Delta::between(&old.blocks, blocks),
-            services: Delta::between(&old.services, services),
+            services: ServiceDelta { all: None, some: Delta::between(&old.services, services) },
             logging: (old.logging != *logging).then_some(*logging),
             merged: false,
         }
@@ -301,7 +337,7 @@ impl NodeView {
         attributions.apply(&mut self.attributions, removal, "an attribution")?;
         addresses.apply(&mut self.addresses, removal, "an address")?;
         blocks.apply(&mut self.blocks, removal, "a block")?;
-        services.apply(&mut self.services, removal, "a Service's frontend")?;
+        services.apply(&mut self.services, removal)?;
         for (id, delta) in sets {
             match delta {
                 SetDelta::New(set) => drop(self.sets.insert(id, set)),
@@ -363,6 +399,12 @@ mod tests {
         (row(), rows).prop_map(|(base, rows)| Set { direction: Direction::Ingress, base, rows })
     }
 
+    fn service((port, other): (u16, bool)) -> (Frontend, Service) {
+        let name = if other { "other" } else { "s" };
+        let service = Service { namespace: "n".into(), name: name.into(), backends: [].into() };
+        (Frontend { address: None, port: crate::PortKey::new(6, port) }, service)
+    }
+
     fn view() -> impl Strategy<Value = NodeView> {
         let sets = proptest::collection::btree_map((0..4_u8).prop_map(set_id), set(), 0..4);
         // More than are merged one by one.
@@ -370,8 +412,9 @@ mod tests {
         let attributions = proptest::collection::btree_map(0..4_u8, any::<bool>(), 0..3);
         let judged = (prop::option::of(0..4_u8), prop::option::of(0..4_u8));
         let pods = proptest::collection::btree_map(0..4_u8, judged, 0..4);
-        let others = (addresses, attributions, 0..2_i64);
-        (pods, sets, others).prop_map(|(pods, sets, (addresses, attributions, generation))| {
+        let services = proptest::collection::btree_map(1..6_u16, any::<bool>(), 0..6);
+        let others = (addresses, attributions, services, 0..2_i64);
+        (pods, sets, others).prop_map(|(pods, sets, (addresses, attributions, services, generation))| {
             let held = |n: Option<u8>| n.map(set_id).filter(|id| sets.contains_key(id));
             let pod_of = |(n, (ingress, egress)): (u8, _)| {
                 (PodUid::from(&*format!("uid-{n}")), pod(held(ingress), held(egress)))
@@ -390,19 +433,20 @@ mod tests {
                         (AttributionId(Digest([id; 16])), crate::Attribution::new([policy]).into())
                     })
                     .collect(),
+                services: services.into_iter().map(service).collect(),
                 logging: Logging { generation, ..Logging::default() },
-                ..NodeView::default()
+                blocks: BTreeMap::new(),
             }
         })
     }
 
-    /// A view, and where pods move on the way to it from the one before.
-    fn step() -> impl Strategy<Value = (BTreeMap<u8, u8>, NodeView)> {
-        (proptest::collection::btree_map(0..4_u8, 0..4_u8, 0..4), view())
+    /// A view, where pods move on the way to it from the one before, and whether all Services are told anew.
+    fn step() -> impl Strategy<Value = (BTreeMap<u8, u8>, bool, NodeView)> {
+        (proptest::collection::btree_map(0..4_u8, 0..4_u8, 0..4), any::<bool>(), view())
     }
 
-    /// What leads from one view to the other, and moves some pods as sets.
-    fn moving(old: &NodeView, moves: &BTreeMap<u8, u8>, new: &NodeView) -> Patch {
+    /// What leads from one view to the other, moves some pods as sets, and may tell all Services anew.
+    fn moving(old: &NodeView, moves: &BTreeMap<u8, u8>, anew: bool, new: &NodeView) -> Patch {
         let moves = moves.iter().map(|(&from, &to)| (set_id(from), set_id(to)));
         let moved: BTreeMap<_, _> = moves.filter(|(from, _)| old.sets.contains_key(from)).collect();
         let mut after = old.clone();
@@ -410,7 +454,16 @@ mod tests {
             pod.ingress = pod.ingress.map(|set| *moved.get(&set).unwrap_or(&set));
             pod.egress = pod.egress.map(|set| *moved.get(&set).unwrap_or(&set));
         }
-        Patch { moved, ..Patch::between(&after, new) }
+        let mut patch = Patch { moved, ..Patch::between(&after, new) };
+        if anew {
+            // Of which some change at once.
+            let all = old.services.iter().chain(&new.services);
+            let all = all.map(|(&frontend, service)| (frontend, service.clone())).collect();
+            let gone = old.services.keys().filter(|frontend| !new.services.contains_key(frontend));
+            let some = Delta { removed: gone.copied().collect(), ..Delta::default() };
+            patch.services = ServiceDelta { all: Some(Arc::new(Directory::new(all))), some };
+        }
+        patch
     }
 
     proptest! {
@@ -426,8 +479,8 @@ mod tests {
             steps in proptest::collection::vec(step(), 1..5),
         ) {
             let (mut current, mut all) = (first.clone(), None::<Patch>);
-            for (moves, next) in steps {
-                let patch = moving(&current, &moves, &next);
+            for (moves, anew, next) in steps {
+                let patch = moving(&current, &moves, anew, &next);
                 prop_assert_eq!(&current.patched(patch.clone()), &Ok(next.clone()));
                 match &mut all {
                     None => all = Some(patch),

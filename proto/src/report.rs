@@ -20,16 +20,17 @@ pub struct Version {
 /// What a node hears on its stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToNode {
-    /// A part of the whole view: the parts are patches to an empty view, in order.
-    Snapshot(Patch),
+    /// Before `InSync` a part of the whole view: the first is a patch to an empty one. After it a part of the next
+    /// change.
+    Part(Patch),
     /// The view is whole: with all the parts since the stream began, or, if there were none, with what the
     /// node said that it has.
     InSync(Version),
-    /// What changes.
+    /// What changes: what the parts before it say, and then this, all at once.
     Change {
-        /// The version that the patch leads to.
+        /// The version that it leads to.
         to: Version,
-        /// The change.
+        /// The change, or the last of its parts.
         patch: Patch,
     },
 }

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use litemap::LiteMap;
+use prost::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -42,6 +44,40 @@ pub struct Service {
     /// after translation need not guess.
     pub backends: Arc<[Backend]>,
 }
+
+/// All frontends: what nodes are told that knew of none. They all are told the same, so that it is shared by
+/// them, and encoded only once.
+#[derive(Debug)]
+pub struct Directory {
+    services: LiteMap<Frontend, Service>,
+    pub(crate) encoded: OnceLock<Box<[Bytes]>>,
+}
+
+impl Directory {
+    /// The directory of these.
+    pub fn new(services: LiteMap<Frontend, Service>) -> Self {
+        Self { services, encoded: OnceLock::new() }
+    }
+
+    /// All frontends, with their Services.
+    pub fn services(&self) -> &LiteMap<Frontend, Service> {
+        &self.services
+    }
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self::new(LiteMap::new_vec())
+    }
+}
+
+impl PartialEq for Directory {
+    fn eq(&self, other: &Self) -> bool {
+        self.services == other.services
+    }
+}
+
+impl Eq for Directory {}
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use durward_proto::{
-    Act, AtomId, Attribution, AttributionId, Backend, Block, Delta, Digest, Direction, Frontend,
+    Act, AtomId, Attribution, AttributionId, Backend, Block, Delta, Digest, Direction, Directory, Frontend,
     IdentifyRequest, Identity, LateAttach, LogMode, Logging, LossPlace, NodeReport, NodeView, Patch, Pod,
-    PodName, PodUid, Policy, PolicyList, PortKey, Row, Service, Set, SetDelta, SetId, Step, ToNode, Verdict,
-    Version, Workload, encode, wire,
+    PodName, PodUid, Policy, PolicyList, PortKey, Row, Service, ServiceDelta, Set, SetDelta, SetId, Step,
+    ToNode, Verdict, Version, Workload, encode, wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -125,11 +126,16 @@ fn patch() -> impl Strategy<Value = Patch> {
     let atom = || digest().prop_map(AtomId);
     let set_delta = prop_oneof![
         set().prop_map(SetDelta::New),
-        delta(rows(), btree_set(atom(), 0..3)).prop_map(SetDelta::Rows),
+        delta(rows(), btree_set(atom(), 0..3))
+            .prop_filter_map("rows that change", |rows| (!rows.is_empty()).then_some(SetDelta::Rows(rows))),
         Just(SetDelta::Removed),
     ];
     let lists = vec(list(), 0..3).prop_map(|all| all.into_iter().map(|one| (one.id(), one)).collect());
     let set_id = || digest().prop_map(SetId);
+    let some = delta(btree_map(frontend(), service(), 0..4), btree_set(frontend(), 0..3));
+    // A directory that is not empty makes more than one part.
+    let services = (any::<bool>(), some)
+        .prop_map(|(forgotten, some)| ServiceDelta { all: forgotten.then(Arc::default), some });
     (
         btree_map(set_id(), set_id(), 0..3),
         delta(btree_map(uid(), pod(), 0..3), btree_set(uid(), 0..3)),
@@ -137,7 +143,7 @@ fn patch() -> impl Strategy<Value = Patch> {
         delta(lists, btree_set(digest().prop_map(AttributionId), 0..3)),
         delta(btree_map(address(), atom(), 0..4), btree_set(address(), 0..3)),
         delta(btree_map(block(), atom(), 0..4), btree_set(block(), 0..3)),
-        delta(btree_map(frontend(), service(), 0..4), btree_set(frontend(), 0..3)),
+        services,
         prop::option::of(logging()),
         any::<bool>(),
     )
@@ -150,12 +156,16 @@ fn patch() -> impl Strategy<Value = Patch> {
 proptest! {
     #[test]
     fn what_is_encoded_is_decoded(patch in patch(), epoch in 1_u64.., number: u64) {
-        let bytes = wire::Patch::from(&patch).encode_to_vec();
-        let decoded = Patch::try_from(wire::Patch::decode(&bytes[..]).unwrap());
-        prop_assert_eq!(decoded, Ok(patch));
+        let parts = encode::parts(&patch).encoded();
+        prop_assert_eq!(parts.len(), 1);
+        prop_assert_eq!(decoded(&parts[0]), patch);
         let version = Version { epoch, number };
         prop_assert_eq!(Version::try_from(wire::Version::from(version)), Ok(version));
     }
+}
+
+fn decoded(part: &[u8]) -> Patch {
+    wire::Patch::decode(part).unwrap().try_into().unwrap()
 }
 
 fn digest_of(number: usize) -> Digest {
@@ -211,20 +221,75 @@ fn large_view() -> NodeView {
     }
 }
 
+/// What the parts of a patch make of a view, none of them longer than it may be.
+fn in_parts(mut view: NodeView, patch: &Patch) -> (NodeView, usize) {
+    let parts = encode::parts(patch).encoded();
+    for part in &parts {
+        assert!(part.len() <= encode::MAX_PART_BYTES, "a part of {} bytes", part.len());
+        view.patch(decoded(part)).unwrap();
+    }
+    (view, parts.len())
+}
+
 #[test]
 fn a_snapshot_comes_in_parts_that_make_the_view() {
     let view = large_view();
     view.check().unwrap();
-    let parts = encode::snapshot(&Patch::between(&NodeView::default(), &view));
-    assert!(parts.len() > 4, "{} parts", parts.len());
-    let mut built = NodeView::default();
-    for part in parts {
-        let bytes = part.encode_to_vec();
-        assert!(bytes.len() <= encode::MAX_PART_BYTES, "a part of {} bytes", bytes.len());
-        built.patch(wire::Patch::decode(&bytes[..]).unwrap().try_into().unwrap()).unwrap();
+    let (built, parts) = in_parts(NodeView::default(), &Patch::between(&NodeView::default(), &view));
+    assert!(built == view && parts > 4, "{parts} parts");
+    assert_eq!(in_parts(NodeView::default(), &Patch::default()).1, 1);
+}
+
+#[test]
+fn a_change_comes_in_parts_that_make_it() {
+    let old = large_view();
+    let mut new = old.clone();
+    let few = |host: &IpAddr| matches!(host, IpAddr::V4(v4) if v4.to_bits() % 3 > 0);
+    new.addresses.retain(|host, _| few(host));
+    new.pods.retain(|_, pod| few(&pod.addresses[0]));
+    new.pods.values_mut().for_each(|pod| pod.denies_logged = true);
+    new.blocks.clear();
+    let mut rows = new.sets.remove(&SetId(digest_of(2))).unwrap();
+    new.sets.insert(SetId(digest_of(3)), rows.clone());
+    rows.rows.retain(|atom, _| atom.0.0[0] % 3 > 0);
+    new.sets.get_mut(&SetId(digest_of(1))).unwrap().rows = rows.rows;
+    for (merged, from) in [(false, &old), (true, &NodeView { pods: BTreeMap::new(), ..old.clone() })] {
+        let patch = Patch { merged, ..Patch::between(&old, &new) };
+        let whole = from.patched(patch.clone()).unwrap();
+        let (built, parts) = in_parts(from.clone(), &patch);
+        assert!(built == whole && parts > 4, "{parts} parts");
     }
-    assert_eq!(built, view);
-    assert_eq!(encode::snapshot(&Patch::default()).len(), 1);
+}
+
+/// However many sets pods move between: in parts, those of one could move twice.
+#[test]
+fn pods_move_at_once() {
+    let set = |number: usize| SetId(digest_of(number));
+    let moved = (0..1_000).map(|number| (set(number), set(number + 1))).collect();
+    let parts = encode::parts(&Patch { moved, ..Patch::default() }).encoded();
+    assert_eq!(parts.iter().filter(|part| !decoded(part).moved.is_empty()).count(), 1);
+}
+
+#[test]
+fn who_comes_to_know_all_services_forgets_what_it_knew() {
+    let large = large_view();
+    let all = large.services.iter().map(|(&frontend, service)| (frontend, service.clone())).collect();
+    let mut patch = Patch::default();
+    patch.services.all = Some(Arc::new(Directory::new(all)));
+    let (first, last) = (*large.services.keys().next().unwrap(), *large.services.keys().last().unwrap());
+    let other = Service { name: "other".into(), ..large.services[&last].clone() };
+    patch.services.some.put.insert(last, other.clone());
+    patch.services.some.removed.insert(first);
+    let known = [("6 10.96.0.1:80".parse().unwrap(), other.clone())].into();
+    let (built, parts) = in_parts(NodeView { services: known, ..NodeView::default() }, &patch);
+    assert!(parts > 4, "{parts} parts");
+    let mut expected = large.services;
+    expected.insert(last, other);
+    expected.remove(&first);
+    assert_eq!(built.services, expected);
+    // What many nodes are told is encoded once.
+    let [one, another] = [(); 2].map(|()| encode::parts(&patch).first[1].clone());
+    assert_eq!(one.as_ptr(), another.as_ptr());
 }
 
 #[test]
@@ -238,9 +303,9 @@ fn a_row_that_is_larger_than_a_part_goes_alone() {
     let set = Set { direction: Direction::Ingress, base: row, rows };
     let view = NodeView { sets: [(SetId(digest_of(1)), set)].into(), ..NodeView::default() };
     let mut built = NodeView::default();
-    for part in encode::snapshot(&Patch::between(&NodeView::default(), &view)) {
-        assert!(part.encoded_len() < 1 << 20, "a part of {} bytes", part.encoded_len());
-        built.patch(part.try_into().unwrap()).unwrap();
+    for part in encode::parts(&Patch::between(&NodeView::default(), &view)).encoded() {
+        assert!(part.len() < 1 << 20, "a part of {} bytes", part.len());
+        built.patch(decoded(&part)).unwrap();
     }
     assert_eq!(built, view);
 }
@@ -326,6 +391,7 @@ fn good() -> wire::Patch {
         }],
         removed_services: vec![wire::Frontend { address: vec![], port: 0x6_7530 }],
         merged: false,
+        forgotten_services: true,
     }
 }
 
@@ -473,6 +539,9 @@ fn bad_messages_of_other_kinds_are_refused_by_name() {
     let error = |message| ToNode::try_from(message).unwrap_err();
     let version = Some(wire::Version { epoch: 1, number: 1 });
     assert!(error(wire::ToNode::default()).to_string().starts_with("ToNode.message: it is missing"));
+    let part = wire::to_node::Message::Part(vec![0xff].into());
+    let broken = error(wire::ToNode { message: Some(part) }).to_string();
+    assert!(broken.starts_with("ToNode.part: failed to decode"), "{broken}");
     assert!(error(change(None, None)).to_string().starts_with("Change.to: it is missing"));
     assert!(error(change(version, None)).to_string().starts_with("Change.patch: it is missing"));
     let none = Some(wire::Version::default());

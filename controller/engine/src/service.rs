@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use durward_proto::{Backend, Delta, Frontend, PortKey, Service as Told};
+use durward_proto::{Backend, Delta, Directory, Frontend, PortKey, Service as Told, ServiceDelta};
 use hashbrown::HashMap;
 use litemap::LiteMap;
 
@@ -35,6 +35,8 @@ pub(crate) struct Services {
     /// backends are all of theirs.
     claims: BTreeMap<Frontend, BTreeSet<Key>>,
     told: BTreeMap<Frontend, Told>,
+    /// All of that, by detail, as long as it does not change: for nodes that come to need it.
+    directories: [Option<Arc<Directory>>; 2],
     dirty: BTreeSet<Frontend>,
     listeners: HashMap<NodeId, Listener>,
     /// Nodes for which it changed in this batch whether they need to know.
@@ -142,11 +144,14 @@ impl Services {
                 changes.insert(frontend, old);
             }
         }
+        if !changes.is_empty() {
+            self.directories = Default::default();
+        }
         changes
     }
 
     /// What each node is to be told, after the batch whose changes these are.
-    pub(crate) fn publish(&mut self, changes: &Changes) -> Vec<(NodeId, Delta<Frontend, Told>)> {
+    pub(crate) fn publish(&mut self, changes: &Changes) -> Vec<(NodeId, ServiceDelta)> {
         let turned = std::mem::take(&mut self.turned);
         let concerned: Vec<NodeId> = match changes.is_empty() {
             true => turned.into_iter().collect(),
@@ -166,37 +171,42 @@ impl Services {
         deltas
     }
 
-    fn delta(&self, detail: Detail, knew: bool, knows: bool, changes: &Changes) -> Delta<Frontend, Told> {
-        let shown = |told: &Told| match detail {
-            Detail::Frontends => Told { backends: Arc::default(), ..told.clone() },
-            Detail::Backends => told.clone(),
-        };
-        let all = || self.told.iter().map(|(&frontend, told)| (frontend, shown(told)));
+    fn delta(&mut self, detail: Detail, knew: bool, knows: bool, changes: &Changes) -> ServiceDelta {
+        let was_new = |frontend: &Frontend| matches!(changes.get(frontend), Some(None));
         match (knew, knows) {
-            (false, false) => Delta::default(),
-            (false, true) => {
-                Delta { put: LiteMap::from_sorted_store_unchecked(all().collect()), ..Delta::default() }
+            (false, true) if !self.told.is_empty() => {
+                ServiceDelta { all: Some(self.directory(detail)), some: Delta::default() }
             }
-            (true, false) => {
-                let new = |frontend: &Frontend| matches!(changes.get(frontend), Some(None));
-                let gone = changes.keys().filter(|frontend| !self.told.contains_key(frontend));
-                let removed = self.told.keys().chain(gone).filter(|frontend| !new(frontend));
-                Delta { removed: removed.copied().collect(), ..Delta::default() }
+            (true, false) if changes.values().any(Option::is_some) || !self.told.keys().all(was_new) => {
+                ServiceDelta { all: Some(Arc::default()), some: Delta::default() }
             }
-            (true, true) => {
-                let mut delta = Delta::default();
-                for (&frontend, old) in changes {
-                    match self.told.get(&frontend).map(shown) {
-                        Some(new) if old.as_ref().map(shown).as_ref() != Some(&new) => {
-                            drop(delta.put.insert(frontend, new));
-                        }
-                        Some(_) => {}
-                        None => drop(delta.removed.insert(frontend)),
-                    }
+            (true, true) => ServiceDelta { all: None, some: self.changed(detail, changes) },
+            _ => ServiceDelta::default(),
+        }
+    }
+
+    fn changed(&self, detail: Detail, changes: &Changes) -> Delta<Frontend, Told> {
+        let mut delta = Delta::default();
+        for (&frontend, old) in changes {
+            match self.told.get(&frontend).map(|told| shown(told, detail)) {
+                Some(new) if old.as_ref().map(|old| shown(old, detail)).as_ref() != Some(&new) => {
+                    drop(delta.put.insert(frontend, new));
                 }
-                delta
+                Some(_) => {}
+                None => drop(delta.removed.insert(frontend)),
             }
         }
+        delta
+    }
+
+    /// All frontends, as nodes know them that need so much.
+    fn directory(&mut self, detail: Detail) -> Arc<Directory> {
+        let Self { told, directories, .. } = self;
+        let made = directories[detail as usize].get_or_insert_with(|| {
+            let all = told.iter().map(|(&frontend, told)| (frontend, shown(told, detail)));
+            Arc::new(Directory::new(LiteMap::from_sorted_store_unchecked(all.collect())))
+        });
+        made.clone()
     }
 
     /// What there is to tell of a frontend.
@@ -237,6 +247,14 @@ impl Services {
     /// How many frontends and slices there are.
     pub(crate) fn sizes(&self) -> (usize, usize) {
         (self.told.len(), self.slices.len())
+    }
+}
+
+/// What a node hears of a frontend.
+fn shown(told: &Told, detail: Detail) -> Told {
+    match detail {
+        Detail::Frontends => Told { backends: Arc::default(), ..told.clone() },
+        Detail::Backends => told.clone(),
     }
 }
 

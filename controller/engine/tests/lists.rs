@@ -6,8 +6,7 @@ use durward_engine::object::{Event, Policy, Protocol};
 use durward_engine::oracle::{Cluster, Packet};
 use durward_engine::sample::*;
 use durward_engine::{Engine, Fault, Limits};
-use durward_proto::{Direction, NodeView, PortKey, wire};
-use prost::Message;
+use durward_proto::{Direction, NodeView, PortKey, encode};
 
 const POLICIES: usize = 300;
 
@@ -98,9 +97,8 @@ fn a_node_hears_of_the_branch_in_which_a_policy_changed() {
     let known: BTreeSet<_> = view.pods.values().filter_map(|pod| pod.ingress).collect();
     assert!(patch.pods.put.is_empty(), "the pods are moved with their sets");
     assert!(patch.moved.keys().eq(&known));
-    let bytes = wire::Patch::from(patch).encoded_len();
-    let list: usize =
-        wire::Patch::from(&durward_proto::Patch::between(&NodeView::default(), &view)).encoded_len();
+    let bytes = encode::parts(patch).len();
+    let list: usize = encode::parts(&durward_proto::Patch::between(&NodeView::default(), &view)).len();
     assert!(bytes * 4 < list, "{bytes} bytes of {list}");
 }
 

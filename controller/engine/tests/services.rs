@@ -46,11 +46,11 @@ fn view(engine: &mut Engine, node: &str, detail: Detail) -> NodeView {
 }
 
 fn told(engine: &mut Engine, node: &str, detail: Detail) -> Vec<(String, String, Vec<String>)> {
-    let whole = engine.subscribe_with(node, detail);
+    let view = view(engine, node, detail);
     let backends = |told: &Told| {
         told.backends.iter().map(|backend| format!("{} {}", backend.address, backend.port)).collect()
     };
-    let services = whole.services.put.iter();
+    let services = view.services.iter();
     services
         .map(|(at, told)| (at.to_string(), format!("{}/{}", told.namespace, told.name), backends(told)))
         .collect()
@@ -124,6 +124,30 @@ fn a_node_without_an_isolated_pod_is_told_of_no_service() {
     // Isolated and served in one batch, and the reverse.
     assert_eq!(apply(&mut view, vec![closed(true), Event::Service(service)]), 1);
     assert_eq!(apply(&mut view, vec![closed(false), Event::ServiceGone(key("shop/web"))]), 0);
+}
+
+#[test]
+fn nodes_that_come_to_need_all_services_share_what_they_are_told() {
+    let service = |name: &str, at: &str| {
+        let ports = vec![port("", Protocol::Tcp, 80, None)];
+        Event::Service(Service { key: key(name), addresses: vec![address(at)], ports })
+    };
+    let mut engine = isolated();
+    for node in ["one", "other", "later"] {
+        engine.apply([Event::Pod(pod(&format!("shop/{node}"), node, "app=a", &["10.0.0.9"]))]);
+    }
+    engine.apply([service("shop/web", "10.96.0.1"), closed(false)]);
+    let nodes =
+        [("exact", Detail::Frontends), ("one", Detail::Frontends), ("conservative", Detail::Backends)];
+    let _ = nodes.map(|(node, detail)| engine.subscribe_with(node, detail));
+    let all = |patch: &durward_proto::Patch| patch.services.all.clone().unwrap();
+    let told = engine.apply([closed(true)]).patches;
+    let [exact, one, conservative] = nodes.map(|(node, _)| all(&told[node]));
+    assert!(Arc::ptr_eq(&exact, &one) && !Arc::ptr_eq(&exact, &conservative));
+    let later = all(&engine.subscribe_with("later", Detail::Frontends));
+    assert!(Arc::ptr_eq(&exact, &later));
+    engine.apply([service("shop/db", "10.96.0.2")]);
+    assert_eq!(all(&engine.subscribe_with("other", Detail::Frontends)).services().len(), 2);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use durward_engine::Detail;
-use durward_engine::object::{Event, Key, Pod};
-use durward_engine::sample::{block, ingress, rule};
+use durward_engine::object::{Event, Key, Pod, Protocol, Service as Called, ServicePort};
+use durward_engine::sample::{block, egress, ingress, rule};
 use durward_proto::wire::control_client::ControlClient;
 use durward_proto::wire::{FromNode, Hello, from_node};
 use durward_proto::{Direction, Identity, LateAttach, LogMode, Logging, NodeView, PodName, PortKey, ToNode};
@@ -107,7 +107,7 @@ impl Controller {
         outbound.send(first).await.unwrap();
         let mut client = self.client().await;
         let inbound = soon(client.subscribe(ReceiverStream::new(messages))).await.unwrap().into_inner();
-        Node { outbound, inbound, view: NodeView::default(), has: None }
+        Node { outbound, inbound, heard: NodeView::default(), view: NodeView::default(), has: None }
     }
 }
 
@@ -121,6 +121,8 @@ impl Drop for Controller {
 struct Node {
     outbound: mpsc::Sender<FromNode>,
     inbound: Streaming<wire::ToNode>,
+    /// The view with the parts that were heard of the next one.
+    heard: NodeView,
     view: NodeView,
     has: Option<Version>,
 }
@@ -131,14 +133,19 @@ impl Node {
         let message = soon(self.inbound.message()).await?.expect("a stream ends with a reason");
         let message = ToNode::try_from(message).unwrap();
         match message.clone() {
-            ToNode::Snapshot(patch) => self.view.patch(patch).unwrap(),
-            ToNode::InSync(version) => self.has = Some(version),
+            ToNode::Part(patch) => self.heard.patch(patch).unwrap(),
+            ToNode::InSync(version) => self.is_whole(version),
             ToNode::Change { to, patch } => {
-                self.view.patch(patch).unwrap();
-                self.has = Some(to);
+                self.heard.patch(patch).unwrap();
+                self.is_whole(to);
             }
         }
         Ok(message)
+    }
+
+    fn is_whole(&mut self, version: Version) {
+        self.view.clone_from(&self.heard);
+        self.has = Some(version);
     }
 
     /// Hears the opening, up to the mark that the view is whole. Gives how many parts came before it.
@@ -291,6 +298,33 @@ async fn a_change_does_not_wait_for_the_confirmation_of_the_one_before() {
     let _node = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let accepted = soon(incoming(listener).next()).await;
     assert!(accepted.unwrap().unwrap().nodelay().unwrap());
+}
+
+#[tokio::test]
+async fn a_change_that_is_larger_than_any_message_comes_in_parts() {
+    let controller = Controller::start().await;
+    let mut node = controller.node(None).await;
+    node.open().await;
+    let port = |number| ServicePort { name: "".into(), protocol: Protocol::Tcp, number, node_port: None };
+    let service = Called {
+        key: Key::new("shop", "w".repeat(63)),
+        addresses: (1..=10).map(|n| IpAddr::from([10, 96, 0, n])).collect(),
+        ports: (1..=10_000).map(port).collect(),
+    };
+    controller.tell([Change::Engine(Event::Service(service)), Change::Engine(Event::Pod(pod(0, 1)))]).await;
+    let isolating = Event::Policy(egress("shop/closed", "", []));
+    controller.tell([Change::Engine(isolating)]).await;
+    let mut parts = 0;
+    while node.view.services.is_empty() {
+        parts += usize::from(matches!(node.hear().await.unwrap(), ToNode::Part(_)));
+    }
+    // A tonic client takes 4 MiB at once.
+    assert!(parts * durward_proto::encode::MAX_PART_BYTES > 4 << 20, "{parts} parts");
+    assert_eq!(node.view.services.len(), 100_000);
+    controller.log(5).await;
+    while node.view.logging != logging(5) {
+        node.hear().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -45,23 +45,29 @@ impl Node {
         outbound.send(FromNode { message: Some(from_node::Message::Hello(hello)) }).await.unwrap();
         let inbound = client.subscribe(ReceiverStream::new(messages)).await?.into_inner();
         let mut node = Self { view: NodeView::default(), version: None, outbound, inbound };
-        while node.version.is_none() {
-            node.hear().await?;
-        }
+        node.hear().await?;
         Ok(node)
     }
 
+    /// Hears until the view is whole again.
     async fn hear(&mut self) -> Result<(), Status> {
-        let message = self.inbound.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))?;
-        match ToNode::try_from(message).unwrap() {
-            ToNode::Snapshot(patch) => self.view.patch(patch).unwrap(),
-            ToNode::InSync(version) => self.version = Some(version),
-            ToNode::Change { to, patch } => {
-                self.view.patch(patch).unwrap();
-                self.version = Some(to);
-            }
+        loop {
+            let message = self.inbound.message().await?;
+            let message = message.ok_or_else(|| Status::unavailable("the stream ended"))?;
+            let version = match ToNode::try_from(message).unwrap() {
+                ToNode::Part(patch) => {
+                    self.view.patch(patch).unwrap();
+                    continue;
+                }
+                ToNode::InSync(version) => version,
+                ToNode::Change { to, patch } => {
+                    self.view.patch(patch).unwrap();
+                    to
+                }
+            };
+            self.version = Some(version);
+            return Ok(());
         }
-        Ok(())
     }
 
     /// Hears until the view is so.

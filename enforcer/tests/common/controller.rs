@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use durward_proto::wire::control_server::{Control, ControlServer};
 use durward_proto::wire::{self, from_node, to_node};
 use durward_proto::{
-    IdentifyRequest, Identity, NodeReport, NodeView, Patch, PodName, Version, Workload, encode,
+    IdentifyRequest, Identity, NodeReport, NodeView, Patch, PodName, Version, Workload,
+    encode::{self, Parts},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -114,8 +115,8 @@ impl Control for Service {
             let say = |message| Ok(wire::ToNode { message: Some(message) });
             if hello.has != Some(Version { epoch: EPOCH, number }.into()) {
                 shared.whole_views.fetch_add(1, Ordering::SeqCst);
-                for part in encode::snapshot(&Patch::between(&NodeView::default(), &view)) {
-                    let _ = to_node.send(say(to_node::Message::Snapshot(part))).await;
+                for part in encode::parts(&Patch::between(&NodeView::default(), &view)).encoded() {
+                    let _ = to_node.send(say(to_node::Message::Part(part))).await;
                 }
             }
             let version = Version { epoch: EPOCH, number };
@@ -131,11 +132,16 @@ impl Control for Service {
                         let patch = Patch::between(&view, &new);
                         (number, view) = (next, new);
                         let to = Some(Version { epoch: EPOCH, number }.into());
-                        let change = wire::Change { to, patch: Some((&patch).into()) };
-                        let _ = to_node.send(match instead {
-                            Some(message) => Ok(message),
-                            None => say(to_node::Message::Change(change)),
-                        }).await;
+                        if let Some(message) = instead {
+                            let _ = to_node.send(Ok(message)).await;
+                            continue;
+                        }
+                        let Parts { first, last, .. } = encode::parts(&patch);
+                        let change = wire::Change { to, patch: Some(last) };
+                        let parts = first.into_iter().map(to_node::Message::Part);
+                        for message in parts.chain([to_node::Message::Change(change)]) {
+                            let _ = to_node.send(say(message)).await;
+                        }
                     }
                 }
             }

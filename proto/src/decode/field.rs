@@ -42,6 +42,9 @@ pub enum Problem {
         /// How many there are.
         found: usize,
     },
+    /// Bytes that are not the message that they should be.
+    #[error("{0}")]
+    Malformed(prost::DecodeError),
     /// A key that occurs twice, or is put and removed at once.
     #[error("{0} occurs twice")]
     Repeated(String),

@@ -5,8 +5,7 @@ use std::time::Instant;
 use durward_engine::object::Event;
 use durward_engine::sample::*;
 use durward_engine::{Detail, Engine, Limits, Outcome};
-use durward_proto::{NodeView, wire};
-use prost::Message;
+use durward_proto::{NodeView, encode};
 
 use crate::figures::Figures;
 use crate::scenario::{Scenario, node, plain, space, with_port};
@@ -37,7 +36,7 @@ impl Samples {
 }
 
 fn sizes(outcome: &Outcome) -> impl Iterator<Item = f64> + '_ {
-    outcome.patches.values().map(|patch| wire::Patch::from(patch).encoded_len() as f64)
+    outcome.patches.values().map(|patch| encode::parts(patch).len() as f64)
 }
 
 fn quantile(values: &[f64], part: f64) -> f64 {
