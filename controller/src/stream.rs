@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use durward_engine::Detail;
 use durward_proto::encode::{self, Parts};
 use durward_proto::wire::{self, from_node, to_node};
@@ -37,8 +38,7 @@ enum Phase {
 
 /// A stream whose node is known.
 struct Talk {
-    /// What is being sent: the view and the mark that it is whole, or a change.
-    sending: std::vec::IntoIter<to_node::Message>,
+    sending: Option<Sending>,
     mailbox: Arc<Mailbox>,
     stream: u64,
     bell: Arc<Notify>,
@@ -47,6 +47,12 @@ struct Talk {
     /// Listens to the node's half as long as this half lives; else the stream would never close.
     _listener: JoinSet<()>,
     _leave: Leave,
+}
+
+/// What is being sent: a view or a change, and with what it is whole.
+struct Sending {
+    parts: std::vec::IntoIter<Bytes>,
+    last: to_node::Message,
 }
 
 impl NodeStream {
@@ -112,7 +118,7 @@ impl NodeStream {
             let _ = last.send(listener.listen(inbound).await);
         });
         Ok(Box::new(Talk {
-            sending: self.open(opening).into_iter(),
+            sending: Some(self.open(opening)),
             bell,
             mailbox,
             stream,
@@ -122,40 +128,41 @@ impl NodeStream {
         }))
     }
 
-    fn open(&self, opening: Opening) -> Vec<to_node::Message> {
-        let in_sync = |number| to_node::Message::InSync(wire::Version { epoch: self.epoch, number });
-        match opening {
+    fn open(&self, opening: Opening) -> Sending {
+        let (parts, number) = match opening {
             Opening::Resume(number) => {
                 self.metrics.sent(Sent::Resumption);
-                vec![in_sync(number)]
+                (vec![], number)
             }
             Opening::Whole(patch, number) => {
                 self.metrics.sent(Sent::Snapshot);
-                let parts = encode::parts(&patch).encoded();
-                parts.into_iter().map(to_node::Message::Part).chain([in_sync(number)]).collect()
+                (encode::parts(&patch).encoded(), number)
             }
-        }
+        };
+        let in_sync = wire::Version { epoch: self.epoch, number };
+        Sending { parts: parts.into_iter(), last: to_node::Message::InSync(in_sync) }
     }
 }
 
 impl Talk {
     async fn next(&mut self, epoch: u64, metrics: &Metrics) -> Result<to_node::Message, Status> {
         loop {
-            if let Some(message) = self.sending.next() {
+            if let Some(mut sending) = self.sending.take() {
                 // Else tonic would gather parts in the buffer that it keeps.
                 tokio::task::yield_now().await;
-                return Ok(message);
+                let Some(part) = sending.parts.next() else { return Ok(sending.last) };
+                self.sending = Some(sending);
+                return Ok(to_node::Message::Part(part));
             }
             if let Some((number, patch)) = self.mailbox.take(self.stream)? {
                 let Parts { first, last, .. } = encode::parts(&patch);
-                let change = wire::Change { to: Some(wire::Version { epoch, number }), patch: Some(last) };
+                let to = Some(wire::Version { epoch, number });
+                let last = to_node::Message::Change(wire::Change { to, patch: Some(last) });
                 metrics.sent(Sent::Change);
                 if first.is_empty() {
-                    return Ok(to_node::Message::Change(change));
+                    return Ok(last);
                 }
-                let parts = first.into_iter().map(to_node::Message::Part);
-                self.sending =
-                    parts.chain([to_node::Message::Change(change)]).collect::<Vec<_>>().into_iter();
+                self.sending = Some(Sending { parts: first.into_iter(), last });
                 continue;
             }
             tokio::select! {
@@ -245,10 +252,13 @@ mod tests {
         const PARTS: usize = 3;
         let (mailbox, stream) = (Arc::new(Mailbox::new(1, Detail::Frontends)), 1);
         let (_, bell) = mailbox.open(stream, None, Patch::default);
-        let part = to_node::Message::Part(bytes::Bytes::new());
+        let sending = Sending {
+            parts: vec![Bytes::new(); PARTS - 1].into_iter(),
+            last: to_node::Message::InSync(wire::Version { epoch: 7, number: 1 }),
+        };
         let (_last, heard_last) = oneshot::channel();
         let talk = Talk {
-            sending: vec![part; PARTS].into_iter(),
+            sending: Some(sending),
             mailbox: mailbox.clone(),
             stream,
             bell,

@@ -1,11 +1,15 @@
 //! The engine's objects as an API server writes them. Pure.
 
+use std::net::Ipv4Addr;
+
 use bytes::Bytes;
 use durward_engine::object::{
     Namespace, Operator, Peer, Pod, Policy, Port, Ports, Protocol, Rule, Selector, Spec,
 };
 use durward_proto::Direction;
 use serde_json::{Value, json};
+
+use crate::scenario::space;
 
 /// What happens to an object.
 #[derive(Clone, Copy)]
@@ -52,6 +56,24 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Udp => "UDP",
         Protocol::Sctp => "SCTP",
     }
+}
+
+/// A Service by number, of two ports.
+pub(crate) fn service(n: usize) -> Value {
+    let (address, name) = (Ipv4Addr::from_bits(0xac00_0000 + n as u32), format!("service-{n}"));
+    let port = |name: &str, number: u16| json!({ "name": name, "port": number, "protocol": "TCP" });
+    with_type(
+        "v1",
+        "Service",
+        json!({
+            "metadata": { "name": name, "namespace": space(n), "uid": name, "resourceVersion": "1" },
+            "spec": {
+                "clusterIP": address,
+                "clusterIPs": [address],
+                "ports": [port("http", 80), port("metrics", 9090)],
+            },
+        }),
+    )
 }
 
 pub(crate) fn pod(pod: &Pod) -> Value {

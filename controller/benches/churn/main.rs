@@ -30,6 +30,8 @@ use tokio::task::JoinHandle;
 
 /// How many nodes subscribe; the cluster has more.
 const SUBSCRIBERS: usize = 5_000;
+/// Each of two ports.
+const SERVICES: usize = 10_000;
 const EVENTS_PER_SECOND: usize = 1_000;
 const SECONDS: usize = 60;
 /// What has not come by then does not come.
@@ -39,12 +41,26 @@ fn main() {
     durward_controller::raise_open_files().unwrap();
     let runtime = Runtime::new().unwrap();
     let nodes = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(measure_services(&nodes));
     runtime.block_on(measure(&nodes));
+}
+
+/// How long it takes until all nodes have their views where there are Services, of which each hears.
+async fn measure_services(runtime_of_nodes: &Runtime) {
+    let (api, _changes) = server::start(SERVICES).await;
+    let daemon = Daemon::start(api);
+    daemon.is_ready().await;
+    let begin = Instant::now();
+    let opened = runtime_of_nodes.spawn(nodes::open_all(daemon.grpc)).await.unwrap();
+    let seconds = begin.elapsed().as_secs_f64();
+    println!("{} nodes have their views and {SERVICES} Services after {seconds:.1} s", opened.len());
+    println!("  {:.0} MB resident, at most {:.0}", daemon.resident_mb("VmRSS"), daemon.resident_mb("VmHWM"));
+    println!("{{\"services_start_s\":{seconds:.1}}}");
 }
 
 async fn measure(runtime_of_nodes: &Runtime) {
     let sent = Arc::new(Sent::new());
-    let (api, changes) = server::start().await;
+    let (api, changes) = server::start(0).await;
     let begin = Instant::now();
     let daemon = Daemon::start(api);
     daemon.is_ready().await;
@@ -53,8 +69,12 @@ async fn measure(runtime_of_nodes: &Runtime) {
 
     let (latencies, counts) = (Arc::new(Latencies::default()), Arc::new(AtomicBool::new(false)));
     let begin = Instant::now();
-    let nodes = nodes::subscribe(daemon.grpc, sent.clone(), latencies.clone(), counts.clone());
-    let nodes = runtime_of_nodes.spawn(nodes).await.unwrap();
+    let opened = runtime_of_nodes.spawn(nodes::open_all(daemon.grpc)).await.unwrap();
+    let listen = |connection| {
+        let listens = nodes::listen(connection, sent.clone(), latencies.clone(), counts.clone());
+        runtime_of_nodes.spawn(listens)
+    };
+    let nodes: Vec<JoinHandle<()>> = opened.into_iter().map(listen).collect();
     println!("{SUBSCRIBERS} nodes have their views after {:.1} s", begin.elapsed().as_secs_f64());
 
     // As much again first: what grows only once, such as buffers, is there then.

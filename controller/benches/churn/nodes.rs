@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use durward_proto::wire::{FromNode, Hello, Patch, from_node, to_node};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::connection::Connection;
 use crate::events::Sent;
@@ -69,26 +69,19 @@ impl Latencies {
 }
 
 /// Subscribes all nodes; they have their views when this is done.
-pub(crate) async fn subscribe(
-    controller: SocketAddr,
-    sent: Arc<Sent>,
-    latencies: Arc<Latencies>,
-    counts: Arc<AtomicBool>,
-) -> Vec<JoinHandle<()>> {
-    let (mut opening, mut nodes) = (JoinSet::new(), vec![]);
-    let listens =
-        |connection| tokio::spawn(listen(connection, sent.clone(), latencies.clone(), counts.clone()));
+pub(crate) async fn open_all(controller: SocketAddr) -> Vec<Connection> {
+    let (mut opening, mut opened) = (JoinSet::new(), vec![]);
     for n in 0..SUBSCRIBERS {
         if opening.len() >= AT_ONCE {
-            nodes.extend(opening.join_next().await.map(|opened| listens(opened.unwrap())));
+            opened.extend(opening.join_next().await.map(|opened| opened.unwrap()));
         }
         opening.spawn(async move {
             let opened = tokio::time::timeout(PATIENCE, open(controller, node(n))).await;
             opened.expect("a node is served in time")
         });
     }
-    nodes.extend(opening.join_all().await.into_iter().map(listens));
-    nodes
+    opened.extend(opening.join_all().await);
+    opened
 }
 
 /// Subscribes a node and hears its view.
@@ -100,7 +93,8 @@ async fn open(controller: SocketAddr, node: String) -> Connection {
     connection
 }
 
-async fn listen(
+/// Hears what changes, and acknowledges it.
+pub(crate) async fn listen(
     mut connection: Connection,
     sent: Arc<Sent>,
     latencies: Arc<Latencies>,

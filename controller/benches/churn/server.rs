@@ -23,14 +23,15 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 /// How many lines are written at once.
 const LINES: usize = 256;
 
-/// Serves; gives where, and what is written to the watch of pods from then on.
-pub(crate) async fn start() -> (SocketAddr, Sender<Bytes>) {
+/// Serves the cluster with so many Services; gives where, and what is written to the watch of pods from then on.
+pub(crate) async fn start(services: usize) -> (SocketAddr, Sender<Bytes>) {
     let (changes, changed) = mpsc::channel(8_192);
     let changed = Arc::new(Mutex::new(Some(changed)));
-    let of = |resource: String| -> Box<dyn Iterator<Item = Bytes> + Send> {
+    let of = move |resource: String| -> Box<dyn Iterator<Item = Bytes> + Send> {
         let huge = scenario::huge();
         match &*resource {
             "nodes" => Box::new((0..huge.nodes).map(|n| added(&json::node(&scenario::node(n))))),
+            "services" => Box::new((0..services).map(|n| added(&json::service(n)))),
             "networkloggings" => Box::new(std::iter::once(added(&json::logging()))),
             _ => Box::new(huge.events().filter_map(move |event| match (&*resource, event) {
                 ("pods", Event::Pod(pod)) => Some(added(&json::pod(&pod))),
