@@ -51,6 +51,9 @@ struct Listener {
     knows: bool,
 }
 
+/// More frontends that change at once are told by the directory, which nodes share: each would hold so many.
+const MANY: usize = 1_024;
+
 /// What a batch changed: each frontend with what was told of it before.
 pub(crate) type Changes = BTreeMap<Frontend, Option<Told>>;
 
@@ -179,6 +182,9 @@ impl Services {
             }
             (true, false) if changes.values().any(Option::is_some) || !self.told.keys().all(was_new) => {
                 ServiceDelta { all: Some(Arc::default()), some: Delta::default() }
+            }
+            (true, true) if changes.len() > MANY => {
+                ServiceDelta { all: Some(self.directory(detail)), some: Delta::default() }
             }
             (true, true) => ServiceDelta { all: None, some: self.changed(detail, changes) },
             _ => ServiceDelta::default(),

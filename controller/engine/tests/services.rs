@@ -146,8 +146,18 @@ fn nodes_that_come_to_need_all_services_share_what_they_are_told() {
     assert!(Arc::ptr_eq(&exact, &one) && !Arc::ptr_eq(&exact, &conservative));
     let later = all(&engine.subscribe_with("later", Detail::Frontends));
     assert!(Arc::ptr_eq(&exact, &later));
-    engine.apply([service("shop/db", "10.96.0.2")]);
+    // One frontend is told by itself, very many are not.
+    let told = engine.apply([service("shop/db", "10.96.0.2")]).patches;
+    assert_eq!((told["one"].services.len(), &told["one"].services.all), (1, &None));
     assert_eq!(all(&engine.subscribe_with("other", Detail::Frontends)).services().len(), 2);
+    let ports = (1..2_000).map(|number| port("", Protocol::Tcp, number, None)).collect();
+    let large = Service { key: key("shop/large"), addresses: vec![address("10.96.0.3")], ports };
+    let told = engine.apply([Event::Service(large)]).patches;
+    let [exact, one, conservative] = nodes.map(|(node, _)| all(&told[node]));
+    assert!(Arc::ptr_eq(&exact, &one) && !Arc::ptr_eq(&exact, &conservative));
+    assert_eq!(exact.services().len(), 2 + 1_999);
+    let told = engine.apply([Event::ServiceGone(key("shop/large"))]).patches;
+    assert_eq!(all(&told["exact"]).services().len(), 2);
 }
 
 #[test]
