@@ -12,7 +12,8 @@ use crate::{
     SetId, Verdict, Version, wire,
 };
 
-/// How large a part becomes; a single row of more than about 280 steps is larger, and goes alone.
+/// How large a part becomes; a single row of more than about 280 steps, or a Service of more than about 600
+/// backends, is larger, and goes alone, as do moves.
 /// So small because each connection keeps a buffer for as long as it lives that once held its largest message:
 /// tonic's has 8 KiB at first, and does not grow for these.
 pub const MAX_PART_BYTES: usize = 8_000;
@@ -20,14 +21,15 @@ pub const MAX_PART_BYTES: usize = 8_000;
 /// What a field adds to the message that holds it, besides its content: key and length.
 const FIELD_BYTES: usize = 4;
 
-/// A patch as several, which lead in turn to where it does. A short one is only the last.
+/// A patch as several, which lead in turn to where it does. A short one without a directory is only
+/// the last.
 #[derive(Debug, Default)]
 pub struct Parts {
     /// All but the last, encoded.
     pub first: Vec<Bytes>,
     /// The last.
     pub last: wire::Patch,
-    /// How long the last is; an estimate from above.
+    /// How long the last is, about.
     bytes: usize,
 }
 
@@ -91,13 +93,8 @@ impl Parts {
     }
 
     /// How many bytes there are in all.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.first.iter().map(Bytes::len).sum::<usize>() + self.last.encoded_len()
-    }
-
-    /// Whether they say nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The part that has room for a field of this length, or is new.

@@ -217,7 +217,7 @@ impl Patch {
         self.len() == 0
     }
 
-    /// How many entries change: what the patch costs, in memory and on the wire, grows with it.
+    /// How many entries change: what the patch costs in memory grows with it, and on the wire but for a directory.
     pub fn len(&self) -> usize {
         let Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = self;
         let sets = sets.values().map(SetDelta::len).sum::<usize>();

@@ -45,8 +45,8 @@ pub struct Service {
     pub backends: Arc<[Backend]>,
 }
 
-/// All frontends: what nodes are told that knew of none. They all are told the same, so that it is shared by
-/// them, and encoded only once.
+/// All frontends, as nodes are told them that knew of none, or of which very many change at once. They all are
+/// told the same, so that it is shared by them, and encoded only once.
 #[derive(Debug)]
 pub struct Directory {
     services: LiteMap<Frontend, Service>,

@@ -247,14 +247,16 @@ fn a_change_comes_in_parts_that_make_it() {
     let few = |host: &IpAddr| matches!(host, IpAddr::V4(v4) if v4.to_bits() % 3 > 0);
     new.addresses.retain(|host, _| few(host));
     new.pods.retain(|_, pod| few(&pod.addresses[0]));
-    new.pods.values_mut().for_each(|pod| pod.denies_logged = true);
+    new.pods.values_mut().step_by(2).for_each(|pod| pod.denies_logged = true);
     new.blocks.clear();
     let mut rows = new.sets.remove(&SetId(digest_of(2))).unwrap();
     new.sets.insert(SetId(digest_of(3)), rows.clone());
     rows.rows.retain(|atom, _| atom.0.0[0] % 3 > 0);
     new.sets.get_mut(&SetId(digest_of(1))).unwrap().rows = rows.rows;
     for (merged, from) in [(false, &old), (true, &NodeView { pods: BTreeMap::new(), ..old.clone() })] {
-        let patch = Patch { merged, ..Patch::between(&old, &new) };
+        // Of pods that are put and of sets that go, too.
+        let moved = [(SetId(digest_of(2)), SetId(digest_of(3)))].into();
+        let patch = Patch { moved, merged, ..Patch::between(&old, &new) };
         let whole = from.patched(patch.clone()).unwrap();
         let (built, parts) = in_parts(from.clone(), &patch);
         assert!(built == whole && parts > 4, "{parts} parts");

@@ -51,11 +51,16 @@ struct Listener {
     knows: bool,
 }
 
-/// More frontends that change at once are told by the directory, which nodes share: each would hold so many.
+/// More frontends that change at once, if they are more than a quarter of all, are told by the directory: it is
+/// shared, while each node would hold a copy of those that change.
 const MANY: usize = 1_024;
 
 /// What a batch changed: each frontend with what was told of it before.
 pub(crate) type Changes = BTreeMap<Frontend, Option<Told>>;
+
+impl Detail {
+    const BOTH: [Self; 2] = [Self::Frontends, Self::Backends];
+}
 
 impl Services {
     pub(crate) fn put_service(&mut self, service: Service) {
@@ -147,9 +152,6 @@ impl Services {
                 changes.insert(frontend, old);
             }
         }
-        if !changes.is_empty() {
-            self.directories = Default::default();
-        }
         changes
     }
 
@@ -160,10 +162,16 @@ impl Services {
             true => turned.into_iter().collect(),
             false => self.listeners.keys().copied().collect(),
         };
+        let changed = Detail::BOTH.map(|detail| self.changed(detail, changes));
+        for (directory, _) in
+            self.directories.iter_mut().zip(&changed).filter(|(_, changed)| !changed.is_empty())
+        {
+            *directory = None;
+        }
         let mut deltas = Vec::new();
         for node in concerned {
             let Some(&Listener { detail, needs, knows }) = self.listeners.get(&node) else { continue };
-            let delta = self.delta(detail, knows, needs, changes);
+            let delta = self.delta(detail, (knows, needs), changes, &changed[detail as usize]);
             if let Some(listener) = self.listeners.get_mut(&node) {
                 listener.knows = needs;
             }
@@ -174,7 +182,14 @@ impl Services {
         deltas
     }
 
-    fn delta(&mut self, detail: Detail, knew: bool, knows: bool, changes: &Changes) -> ServiceDelta {
+    /// What a node is told that knew of Services, and knows of them now, or did and does not.
+    fn delta(
+        &mut self,
+        detail: Detail,
+        (knew, knows): (bool, bool),
+        changes: &Changes,
+        changed: &Delta<Frontend, Told>,
+    ) -> ServiceDelta {
         let was_new = |frontend: &Frontend| matches!(changes.get(frontend), Some(None));
         match (knew, knows) {
             (false, true) if !self.told.is_empty() => {
@@ -183,14 +198,15 @@ impl Services {
             (true, false) if changes.values().any(Option::is_some) || !self.told.keys().all(was_new) => {
                 ServiceDelta { all: Some(Arc::default()), some: Delta::default() }
             }
-            (true, true) if changes.len() > MANY => {
+            (true, true) if changed.len() > MANY && changed.len() > self.told.len() / 4 => {
                 ServiceDelta { all: Some(self.directory(detail)), some: Delta::default() }
             }
-            (true, true) => ServiceDelta { all: None, some: self.changed(detail, changes) },
+            (true, true) => ServiceDelta { all: None, some: changed.clone() },
             _ => ServiceDelta::default(),
         }
     }
 
+    /// What changes for a node that knows so much, before and after.
     fn changed(&self, detail: Detail, changes: &Changes) -> Delta<Frontend, Told> {
         let mut delta = Delta::default();
         for (&frontend, old) in changes {

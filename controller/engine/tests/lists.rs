@@ -97,8 +97,8 @@ fn a_node_hears_of_the_branch_in_which_a_policy_changed() {
     let known: BTreeSet<_> = view.pods.values().filter_map(|pod| pod.ingress).collect();
     assert!(patch.pods.put.is_empty(), "the pods are moved with their sets");
     assert!(patch.moved.keys().eq(&known));
-    let bytes = encode::parts(patch).len();
-    let list: usize = encode::parts(&durward_proto::Patch::between(&NodeView::default(), &view)).len();
+    let bytes = encode::parts(patch).size();
+    let list: usize = encode::parts(&durward_proto::Patch::between(&NodeView::default(), &view)).size();
     assert!(bytes * 4 < list, "{bytes} bytes of {list}");
 }
 

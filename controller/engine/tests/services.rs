@@ -150,12 +150,21 @@ fn nodes_that_come_to_need_all_services_share_what_they_are_told() {
     let told = engine.apply([service("shop/db", "10.96.0.2")]).patches;
     assert_eq!((told["one"].services.len(), &told["one"].services.all), (1, &None));
     assert_eq!(all(&engine.subscribe_with("other", Detail::Frontends)).services().len(), 2);
-    let ports = (1..2_000).map(|number| port("", Protocol::Tcp, number, None)).collect();
+    let ports = (1..2_000).map(|number| port("x", Protocol::Tcp, number, None)).collect();
     let large = Service { key: key("shop/large"), addresses: vec![address("10.96.0.3")], ports };
     let told = engine.apply([Event::Service(large)]).patches;
     let [exact, one, conservative] = nodes.map(|(node, _)| all(&told[node]));
     assert!(Arc::ptr_eq(&exact, &one) && !Arc::ptr_eq(&exact, &conservative));
     assert_eq!(exact.services().len(), 2 + 1_999);
+    // Backends concern one who knows them only, and leave what others share as it is.
+    let target = vec![target("x", Protocol::Tcp, 8080)];
+    let told = engine.apply([Event::EndpointSlice(slice("shop/s", "large", &["10.0.0.1"], target))]).patches;
+    let conservative = all(&told["conservative"]);
+    assert_eq!(
+        (told.len(), conservative.services().values().filter(|told| told.backends.len() == 1).count()),
+        (1, 1_999)
+    );
+    assert!(Arc::ptr_eq(&exact, &all(&engine.subscribe_with("later", Detail::Frontends))));
     let told = engine.apply([Event::ServiceGone(key("shop/large"))]).patches;
     assert_eq!(all(&told["exact"]).services().len(), 2);
 }

@@ -36,7 +36,7 @@ impl Samples {
 }
 
 fn sizes(outcome: &Outcome) -> impl Iterator<Item = f64> + '_ {
-    outcome.patches.values().map(|patch| encode::parts(patch).len() as f64)
+    outcome.patches.values().map(|patch| encode::parts(patch).size() as f64)
 }
 
 fn quantile(values: &[f64], part: f64) -> f64 {
