@@ -461,7 +461,11 @@ async fn an_event_names_the_policy_for_which_a_node_has_no_room_until_it_has() {
         act.is_some_and(|act| act.verdict == Verdict::Allow && node.view.blocks.len() == 5_000)
     };
     while !allows(&node) {
-        node.hear().await.unwrap();
+        // It did not read while its blocks came and went: on a busy machine it is too far behind by now.
+        if node.hear().await.is_err_and(|status| status.code() == Code::Aborted) {
+            node = controller.node(None).await;
+            node.open().await;
+        }
     }
     until("the fault is withdrawn", || controller.metrics.policies_failing_closed.get() == 0).await;
 }
