@@ -462,7 +462,8 @@ async fn an_event_names_the_policy_for_which_a_node_has_no_room_until_it_has() {
     };
     while !allows(&node) {
         // It did not read while its blocks came and went: on a busy machine it is too far behind by now.
-        if node.hear().await.is_err_and(|status| status.code() == Code::Aborted) {
+        if let Err(status) = node.hear().await {
+            assert_eq!(status.code(), Code::Aborted, "{status}");
             node = controller.node(None).await;
             node.open().await;
         }
