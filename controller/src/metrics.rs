@@ -99,6 +99,8 @@ pub(crate) struct Metrics {
     pub(crate) faults: Family<OfKind, Counter>,
     /// Policies that fail closed now.
     pub(crate) policies_failing_closed: Gauge,
+    /// Addresses and ports of Services that nodes are not told of, as they have no room for more.
+    pub(crate) frontends_left_out: Gauge,
     /// Nodes with a stream.
     pub(crate) nodes_connected: Gauge,
     /// Versions of nodes' views.
@@ -126,6 +128,7 @@ impl Default for Metrics {
             watch_failures: Family::default(),
             faults: Family::default(),
             policies_failing_closed: Gauge::default(),
+            frontends_left_out: Gauge::default(),
             nodes_connected: Gauge::default(),
             view_versions: Counter::default(),
             sent: Family::default(),
@@ -157,6 +160,7 @@ impl Metrics {
             watch_failures,
             faults,
             policies_failing_closed,
+            frontends_left_out,
             nodes_connected,
             view_versions,
             sent,
@@ -174,6 +178,11 @@ impl Metrics {
             "policies_failing_closed",
             "Policies that are not understood, and so allow nothing to the pods that they select",
             policies_failing_closed.clone(),
+        );
+        registry.register(
+            "frontends_left_out",
+            "Addresses and ports of Services that nodes are not told of, as they have no room for more",
+            frontends_left_out.clone(),
         );
         registry.register("nodes_connected", "Nodes with a stream", nodes_connected.clone());
         registry.register("view_versions", "Versions of nodes' views", view_versions.clone());

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use durward_engine::object::{Event, Key, Policy};
-use durward_engine::{Detail, Engine, Fault, Limits, Outcome};
+use durward_engine::{Detail, Engine, Fault, LeftOut, Limits, Outcome};
 use durward_proto::{Identity, Logging, NodeReport, Workload};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -234,7 +234,7 @@ impl Task {
     }
 
     fn publish(&mut self, outcome: Outcome, heard: Instant) {
-        let Outcome { patches, faults } = outcome;
+        let Outcome { patches, faults, left_out } = outcome;
         for (node, patch) in patches {
             let Some(mailbox) = self.mailboxes.get(&node) else { continue };
             self.metrics.view_versions.inc();
@@ -248,6 +248,7 @@ impl Task {
             }
         }
         self.tell(faults);
+        self.tell_left_out(left_out);
     }
 
     /// Tries nodes again that have no room for some namespaces: one, and others as long as there is time.
@@ -284,6 +285,20 @@ impl Task {
             });
         }
         self.metrics.policies_failing_closed.set(self.failing_closed.len() as i64);
+    }
+
+    fn tell_left_out(&self, namespaces: BTreeMap<Arc<str>, Option<LeftOut>>) {
+        let without_room = namespaces.into_iter().filter_map(|(name, left_out)| Some((name, left_out?)));
+        for (namespace, left_out) in without_room {
+            self.metrics.fault(Kind::Service);
+            self.notices.tell(Notice {
+                regarding: reference::<Service>(Some(&namespace), &left_out.service, None),
+                severity: Severity::Warning,
+                reason: "TooManyServicePorts",
+                action: "LeaveOut",
+                note: left_out.to_string(),
+            });
+        }
     }
 
     /// Serves those that waited, if there is nothing to wait for any more.
@@ -405,6 +420,7 @@ impl Task {
         let applied = self.mailboxes.values().filter(|mailbox| mailbox.runs_logging()).count();
         self.metrics.nodes_connected.set(connected as i64);
         self.metrics.nodes_with_problems.set(self.problems.len() as i64);
+        self.metrics.frontends_left_out.set(self.engine.sizes().frontends_left_out as i64);
         let progress = Progress { generation: self.logging.generation, applied, total: self.nodes.len() };
         self.progress.send_if_modified(|old| std::mem::replace(old, progress) != progress);
     }

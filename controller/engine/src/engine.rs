@@ -7,6 +7,7 @@ use durward_proto::{Direction, Logging, NodeView, Patch};
 use hashbrown::HashMap;
 
 use crate::cluster::{Cluster, Dirt, dirt, sorted};
+use crate::limit::LeftOut;
 use crate::object::{Event, Key, Policy};
 use crate::own::Pairs;
 use crate::rules::{Enforced, Rules};
@@ -25,6 +26,9 @@ pub struct Outcome {
     /// Policies that now fail closed for a new reason, and those that no longer do (none), because
     /// they were mended or are gone.
     pub faults: BTreeMap<Key, Option<Fault>>,
+    /// Namespaces that now have more frontends of Services than there is room for, and those that no longer do
+    /// (none).
+    pub left_out: BTreeMap<Arc<str>, Option<LeftOut>>,
 }
 
 /// How much there is of everything: with no object and no subscription, nothing.
@@ -52,6 +56,8 @@ pub struct Sizes {
     pub attributions: usize,
     /// Addresses and ports at which Services are called.
     pub frontends: usize,
+    /// Those of them for which nodes have no room.
+    pub frontends_left_out: usize,
     /// EndpointSlices.
     pub slices: usize,
     /// Namespaces that nodes close, those of each node counted.
@@ -90,7 +96,7 @@ impl Engine {
             cluster: Cluster::default(),
             rules: Rules::new(&limits),
             sets: Sets::new(limits),
-            services: Services::default(),
+            services: Services::new(limits.frontends_per_node),
             views: HashMap::new(),
             pairs: Pairs::default(),
             edits: vec![],
@@ -159,7 +165,8 @@ impl Engine {
     fn conclude(&mut self, patches: HashMap<Arc<str>, Patch>, mut policies: Vec<Key>) -> Outcome {
         self.collect();
         policies.extend(self.sets.take_touched());
-        Outcome { patches, faults: policies.into_iter().filter_map(|key| self.report(key)).collect() }
+        let faults = policies.into_iter().filter_map(|key| self.report(key)).collect();
+        Outcome { patches, faults, left_out: self.services.take_left_out() }
     }
 
     /// What is to be said of a policy, if it was not said before.
@@ -335,9 +342,10 @@ impl Engine {
 
     /// How much there is of everything.
     pub fn sizes(&self) -> Sizes {
-        let (frontends, slices) = self.services.sizes();
+        let (frontends, frontends_left_out, slices) = self.services.sizes();
         Sizes {
             frontends,
+            frontends_left_out,
             slices,
             policies: self.rules.policies.len(),
             pods: self.cluster.pods.len(),

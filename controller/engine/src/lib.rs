@@ -30,6 +30,7 @@ pub mod sample;
 mod selector;
 mod service;
 mod set;
+mod share;
 mod shed;
 mod table;
 mod tally;
@@ -38,5 +39,5 @@ mod view;
 mod words;
 
 pub use engine::{Engine, Outcome, Sizes};
-pub use limit::{Fault, Limits};
+pub use limit::{Fault, LeftOut, Limits};
 pub use service::Detail;

@@ -3,11 +3,13 @@
 //! A policy over a limit of its own isolates the pods that it selects and allows nothing, as an
 //! unreadable one does. Where the policies of a pod are too much together, what they are too much for
 //! is denied. Where a node would have to hold too much, it closes the pods of the namespaces that
-//! need most (see `shed.rs`). Other pods are not concerned.
+//! need most (see `shed.rs`). Other pods are not concerned. Where Services have more frontends than nodes
+//! have room for, namespaces that have most leave out some of their own (see `share.rs`).
 
 use std::ops::{AddAssign, SubAssign};
 use std::sync::Arc;
 
+use durward_proto::Frontend;
 use thiserror::Error;
 
 use crate::list::LEAF;
@@ -50,6 +52,8 @@ pub struct Limits {
     /// permit together. What all of a pod's policies permit does not count, nor what they deny: those are
     /// one list.
     pub mentions_per_node: usize,
+    /// Frontends of Services. Kernels hold twice that, so that there is room for what comes beside what goes.
+    pub frontends_per_node: usize,
 }
 
 impl Default for Limits {
@@ -69,6 +73,7 @@ impl Default for Limits {
             pages_per_node: 32_768,
             ports_per_node: 16_000_000,
             mentions_per_node: 4_000_000,
+            frontends_per_node: 65_536,
         }
     }
 }
@@ -187,6 +192,24 @@ pub enum Fault {
         /// Which node; of several, the first by name.
         node: Arc<str>,
     },
+}
+
+/// A namespace has more frontends than nodes have room for, beside those of all others.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "nodes have room for {limit} addresses and ports of Services, and this namespace is one of those with most: of its \
+     own, {count} are left out, from {first} on, which is this Service's; calls there are judged as calls to any address \
+     that is no Service's: have fewer Services, addresses or ports in the namespace"
+)]
+pub struct LeftOut {
+    /// The Service of the first that is left out.
+    pub service: Arc<str>,
+    /// The first that is left out, as all of the namespace after it are.
+    pub first: Frontend,
+    /// How many are.
+    pub count: usize,
+    /// How many frontends a node has room for.
+    pub limit: usize,
 }
 
 impl Fault {

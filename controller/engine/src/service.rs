@@ -2,7 +2,7 @@
 //!
 //! Rules speak of backends, and packets from a pod of frontends. A node that sees packets after their translation
 //! needs to know the frontends only; one that cannot needs the backends, too. Either is told only while one of its pods
-//! is isolated on egress.
+//! is isolated on egress, and only of as many as it has room for (see `share.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +12,9 @@ use durward_proto::{Backend, Delta, Directory, Frontend, PortKey, Service as Tol
 use hashbrown::HashMap;
 use litemap::LiteMap;
 
+use crate::limit::LeftOut;
 use crate::object::{EndpointSlice, Key, Service, ServicePort};
+use crate::share::{Divided, Shares};
 use crate::table::NodeId;
 
 /// How much of Services a node needs to know.
@@ -27,6 +29,8 @@ pub enum Detail {
 /// All Services, and what the nodes were told of them.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
+    /// How many frontends nodes have room for.
+    room: usize,
     services: HashMap<Key, Service>,
     slices: HashMap<Key, EndpointSlice>,
     /// Slices by their Service.
@@ -34,6 +38,9 @@ pub(crate) struct Services {
     /// Services by frontend. Of several with one frontend nobody can say which has it: the name is the first one's, the
     /// backends are all of theirs.
     claims: BTreeMap<Frontend, BTreeSet<Key>>,
+    shares: Shares,
+    /// Namespaces of which frontends are left out since the last outcome, or are not any more.
+    left_out: BTreeMap<Arc<str>, Option<LeftOut>>,
     told: BTreeMap<Frontend, Told>,
     /// All of that, by detail, as long as it does not change: for nodes that come to need it.
     directories: [Option<Arc<Directory>>; 2],
@@ -63,6 +70,10 @@ impl Detail {
 }
 
 impl Services {
+    pub(crate) fn new(room: usize) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     pub(crate) fn put_service(&mut self, service: Service) {
         let (key, new) = (service.key.clone(), frontends(&service));
         let old = self.services.insert(key.clone(), service);
@@ -76,16 +87,20 @@ impl Services {
 
     fn claim(&mut self, key: &Key, old: Option<Service>, new: BTreeSet<Frontend>) {
         let old = old.as_ref().map(frontends).unwrap_or_default();
-        for frontend in old.difference(&new) {
-            if let Some(claims) = self.claims.get_mut(frontend) {
-                claims.remove(key);
-                if claims.is_empty() {
-                    self.claims.remove(frontend);
-                }
+        let is_of = |other: &Key| other.namespace == key.namespace;
+        for &frontend in old.difference(&new) {
+            let Some(claims) = self.claims.get_mut(&frontend) else { continue };
+            claims.remove(key);
+            if !claims.iter().any(is_of) {
+                self.shares.remove(&key.namespace, frontend);
+            }
+            if claims.is_empty() {
+                self.claims.remove(&frontend);
             }
         }
         for &frontend in new.difference(&old) {
             self.claims.entry(frontend).or_default().insert(key.clone());
+            self.shares.add(&key.namespace, frontend);
         }
         // Those that stay may have other backends now: a port's name can change.
         self.dirty.extend(old.into_iter().chain(new));
@@ -141,6 +156,12 @@ impl Services {
 
     /// What the batch changed.
     pub(crate) fn settle(&mut self) -> Changes {
+        let Divided { frontends, namespaces } = self.shares.divide(self.room);
+        self.dirty.extend(frontends);
+        for (namespace, comes) in namespaces {
+            let left_out = if comes { self.first_left_out(&namespace) } else { None };
+            self.left_out.insert(namespace, left_out);
+        }
         let mut changes = Changes::new();
         for frontend in std::mem::take(&mut self.dirty) {
             let new = self.resolve(frontend);
@@ -153,6 +174,19 @@ impl Services {
             }
         }
         changes
+    }
+
+    fn first_left_out(&self, namespace: &Arc<str>) -> Option<LeftOut> {
+        let mut left_out = self.shares.left_out(namespace);
+        let first = left_out.next()?;
+        let service = self.claims.get(&first)?.iter().find(|service| service.namespace == *namespace)?;
+        let count = 1 + left_out.count();
+        Some(LeftOut { service: service.name.clone(), first, count, limit: self.room })
+    }
+
+    /// Namespaces of which frontends are left out since the last time, or are not any more.
+    pub(crate) fn take_left_out(&mut self) -> BTreeMap<Arc<str>, Option<LeftOut>> {
+        std::mem::take(&mut self.left_out)
     }
 
     /// What each node is to be told, after the batch whose changes these are.
@@ -231,9 +265,12 @@ impl Services {
         made.clone()
     }
 
-    /// What there is to tell of a frontend.
+    /// What there is to tell of a frontend; nothing if there is no room for it.
     fn resolve(&self, frontend: Frontend) -> Option<Told> {
         let claims = self.claims.get(&frontend)?;
+        if !claims.iter().any(|key| self.shares.has_room(&key.namespace, frontend)) {
+            return None;
+        }
         let Key { namespace, name } = claims.first()?.clone();
         let mut backends = BTreeSet::new();
         for key in claims {
@@ -266,9 +303,9 @@ impl Services {
         }
     }
 
-    /// How many frontends and slices there are.
-    pub(crate) fn sizes(&self) -> (usize, usize) {
-        (self.told.len(), self.slices.len())
+    /// How many frontends there are, for how many of them there is no room, and how many slices there are.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        (self.claims.len(), self.claims.len() - self.told.len(), self.slices.len())
     }
 }
 

@@ -155,7 +155,7 @@ fn history_does_not_matter() {
                     Again::Events => events,
                     Again::Everything => state(&cluster).collect(),
                 };
-                let Outcome { patches, faults: again } = engine.apply(repeated);
+                let Outcome { patches, faults: again, .. } = engine.apply(repeated);
                 prop_assert!(
                     patches.is_empty() && again.is_empty(),
                     "news of what is known: {:?} {:?}",

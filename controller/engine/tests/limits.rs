@@ -166,7 +166,7 @@ struct Told {
 }
 
 impl Told {
-    fn hear(&mut self, Outcome { patches, faults }: Outcome) -> BTreeSet<Arc<str>> {
+    fn hear(&mut self, Outcome { patches, faults, .. }: Outcome) -> BTreeSet<Arc<str>> {
         let nodes = patches.keys().cloned().collect();
         for (node, patch) in patches {
             assert!(!patch.is_empty() && !patch.merged, "{node}: {patch:?}");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use durward_engine::object::{EndpointSlice, Event, Key, NamedPort, Protocol, Service, ServicePort};
 use durward_engine::sample::{address, egress, key, namespace, pod, port as target};
-use durward_engine::{Detail, Engine, Limits, Sizes};
+use durward_engine::{Detail, Engine, LeftOut, Limits, Outcome, Sizes};
 use durward_proto::{Backend, Frontend, NodeView, PortKey, Service as Told};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -26,7 +26,12 @@ fn slice(name: &str, service: &str, addresses: &[&str], ports: Vec<NamedPort>) -
 
 /// Nodes `exact` and `conservative`, each with a pod that is isolated on egress.
 fn isolated() -> Engine {
-    let mut engine = Engine::new(Limits::default());
+    isolated_with(Limits::default().frontends_per_node)
+}
+
+/// Those, with room for so many frontends.
+fn isolated_with(room: usize) -> Engine {
+    let mut engine = Engine::new(Limits { frontends_per_node: room, ..Limits::default() });
     engine.apply([Event::Namespace(namespace("shop", ""))]);
     for (node, _) in DETAILS {
         engine.apply([Event::Pod(pod(&format!("shop/{node}"), node, "app=a", &["10.0.0.9"]))]);
@@ -211,6 +216,46 @@ fn two_services_with_one_frontend_are_told_as_one_that_may_end_at_either() {
     assert_eq!(told(&mut engine, "conservative", Detail::Backends), [expected]);
 }
 
+#[test]
+fn who_has_very_many_frontends_leaves_out_its_own_and_is_told_so() {
+    let mut engine = isolated_with(10);
+    let mut view = engine.subscribe("exact");
+    let service = |name: &str, at: &str, ports: u16| {
+        let ports = (1..=ports).map(|number| port("x", Protocol::Tcp, number, None)).collect();
+        Event::Service(Service { key: key(name), addresses: vec![address(at)], ports })
+    };
+    let mut apply = |events: &[Event]| {
+        let Outcome { mut patches, left_out, .. } = engine.apply(events.to_vec());
+        view.patch(patches.remove("exact").unwrap_or_default()).unwrap();
+        assert_eq!(engine.sizes().frontends, view.services.len() + engine.sizes().frontends_left_out);
+        let at = |addresses: [&str; 2]| {
+            let at = addresses.map(address);
+            let is_one = |frontend: &&Frontend| frontend.address.is_some_and(|address| at.contains(&address));
+            view.services.keys().filter(is_one).count()
+        };
+        let left_out = left_out.into_iter().map(|(namespace, left_out)| (namespace.to_string(), left_out));
+        (at(["10.96.0.1", "10.96.0.4"]), at(["10.96.0.2", "10.96.0.3"]), left_out.collect::<Vec<_>>())
+    };
+    let news = |left_out: Option<LeftOut>| vec![("hostile".to_owned(), left_out)];
+    let (web, db) = (service("shop/web", "10.96.0.1", 4), service("shop/db", "10.96.0.4", 1));
+    assert_eq!(apply(&[web, service("hostile/a", "10.96.0.3", 2)]), (4, 2, vec![]));
+    let first = "6 10.96.0.2:7".parse().unwrap();
+    let left_out = LeftOut { service: "b".into(), first, count: 14, limit: 10 };
+    let many = [service("hostile/a", "10.96.0.2", 1), service("hostile/b", "10.96.0.2", 20)];
+    assert_eq!(apply(&many), (4, 6, news(Some(left_out.clone()))));
+    for part in ["room for 10 addresses and ports", "14 are left out, from 6 10.96.0.2:7 on"] {
+        let note = left_out.to_string();
+        assert!(note.contains(part), "{note:?} does not say {part:?}");
+    }
+    // Of others there are more: that is no news.
+    assert_eq!(apply(&[db]), (5, 5, vec![]));
+    // It claims what others have: that takes its own room, not theirs.
+    assert_eq!(apply(&[service("hostile/0", "10.96.0.1", 4)]), (5, 1, vec![]));
+    let gone = ["hostile/0", "shop/db"].map(|name| Event::ServiceGone(key(name)));
+    assert_eq!(apply(&gone), (4, 6, vec![]));
+    assert_eq!(apply(&[service("hostile/b", "10.96.0.2", 6)]), (4, 6, news(None)));
+}
+
 /// Few names, addresses and ports, so that they meet.
 fn service() -> impl Strategy<Value = Event> {
     let names = select(vec!["shop/a", "shop/b", "else/a"]);
@@ -248,12 +293,21 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// The frontends that there is room for: of each namespace as many as of any other that has so many.
+fn with_room(all: &BTreeMap<Arc<str>, BTreeSet<Frontend>>, room: usize) -> BTreeSet<Frontend> {
+    let first = |level: usize| all.values().flat_map(move |of| of.iter().take(level));
+    let level = (0..=room).rfind(|&level| first(level).count() <= room).unwrap_or(0);
+    first(level).copied().collect()
+}
+
 /// What the objects say, plainly.
 fn meant(
     services: &BTreeMap<Key, Service>,
     slices: &BTreeMap<Key, EndpointSlice>,
+    room: usize,
 ) -> BTreeMap<Frontend, Told> {
     let mut meant = BTreeMap::<Frontend, (Key, BTreeSet<Backend>)>::new();
+    let mut all = BTreeMap::<Arc<str>, BTreeSet<Frontend>>::new();
     for (key, service) in services {
         for port in &service.ports {
             let number = |number| PortKey::new(port.protocol.number(), number);
@@ -261,6 +315,7 @@ fn meant(
                 service.addresses.iter().map(|&at| Frontend { address: Some(at), port: number(port.number) });
             let everywhere = port.node_port.map(|node| Frontend { address: None, port: number(node) });
             for frontend in own.chain(everywhere) {
+                all.entry(key.namespace.clone()).or_default().insert(frontend);
                 let (_, backends) = meant.entry(frontend).or_insert_with(|| (key.clone(), BTreeSet::new()));
                 for slice in slices.values().filter(|slice| slice.service_key() == *key) {
                     for target in &slice.ports {
@@ -280,13 +335,18 @@ fn meant(
         name: key.name,
         backends: backends.into_iter().collect(),
     };
+    let has_room = with_room(&all, room);
+    meant.retain(|frontend, _| has_room.contains(frontend));
     meant.into_iter().map(|(frontend, one)| (frontend, told(one))).collect()
 }
 
 proptest! {
     #[test]
-    fn whatever_happens_nodes_know_what_the_objects_say(batches in vec(vec(event(), 1..4), 1..12)) {
-        let mut engine = isolated();
+    fn whatever_happens_nodes_know_what_the_objects_say(
+        batches in vec(vec(event(), 1..4), 1..12),
+        room in select(vec![0, 1, 3, 5, 65_536]),
+    ) {
+        let mut engine = isolated_with(room);
         let (mut services, mut slices, mut needs) = (BTreeMap::new(), BTreeMap::new(), true);
         let mut views: BTreeMap<Arc<str>, NodeView> =
             DETAILS.map(|(node, detail)| (node.into(), view(&mut engine, node, detail))).into();
@@ -306,7 +366,7 @@ proptest! {
                 prop_assert!(!patch.is_empty());
                 views.get_mut(&node).unwrap().patch(patch).unwrap();
             }
-            let all = if needs { meant(&services, &slices) } else { BTreeMap::new() };
+            let all = if needs { meant(&services, &slices, room) } else { BTreeMap::new() };
             let names = all.iter().map(|(&at, told)| (at, Told { backends: Arc::default(), ..told.clone() }));
             prop_assert_eq!(&views["exact"].services, &names.collect::<BTreeMap<_, _>>());
             prop_assert_eq!(&views["conservative"].services, &all);

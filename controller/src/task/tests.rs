@@ -1,15 +1,16 @@
-use durward_engine::sample::{ingress, pod, pods, rule};
+use durward_engine::object::{Protocol, Service, ServicePort};
+use durward_engine::sample::{ingress, key, pod, pods, rule};
 
 use super::*;
 use crate::event::Notice;
 
-/// A task with nodes on which there is room for few atoms, and what is told of policies.
+/// A task with nodes on which there is room for few atoms and frontends, and what is told of policies and Services.
 fn task(nodes: &[&str]) -> (Task, mpsc::Receiver<Notice>) {
     let metrics = Arc::new(Metrics::default());
     let (notices, told) = Notices::new(metrics.clone());
     let (progress, backends) = (watch::Sender::default(), watch::Sender::new(false));
     let mut task = Task::new(progress, backends, notices, Arc::default(), metrics);
-    task.engine = Engine::new(Limits { atoms_per_node: 1, ..Limits::default() });
+    task.engine = Engine::new(Limits { atoms_per_node: 1, frontends_per_node: 2, ..Limits::default() });
     nodes.iter().for_each(|node| drop(task.engine.subscribe(node)));
     (task, told)
 }
@@ -103,4 +104,27 @@ fn one_event_says_of_a_policy_that_nodes_have_no_room_and_which_limit_they_meet(
     // It was over, and is news when it happens again.
     task.apply([pod_on("a", 1), pod_on("c", 2)].into_iter(), Instant::now());
     assert_eq!(notes(&mut told).len(), 1);
+}
+
+#[test]
+fn a_namespace_whose_services_are_left_out_is_told_so_once() {
+    let (mut task, mut told) = task(&["a"]);
+    let mut apply = |event| {
+        task.apply([Change::Engine(event)].into_iter(), Instant::now());
+        task.count();
+        let told = told.try_recv().ok().map(|Notice { regarding, note, .. }| (regarding.name, note));
+        (told, task.metrics.frontends_left_out.get())
+    };
+    let service = |ports: u16| {
+        let port = |number| ServicePort { name: "".into(), protocol: Protocol::Tcp, number, node_port: None };
+        let addresses = vec!["10.96.0.1".parse().unwrap()];
+        Event::Service(Service { key: key("shop/web"), addresses, ports: (1..=ports).map(port).collect() })
+    };
+    assert_eq!(apply(service(2)), (None, 0));
+    let (first, left_out) = apply(service(3));
+    let (name, note) = first.unwrap();
+    assert_eq!((name.as_deref(), left_out), (Some("web"), 1));
+    assert!(note.contains("1 are left out, from 6 10.96.0.1:3 on"), "{note:?}");
+    assert_eq!(apply(service(4)), (None, 2));
+    assert_eq!(apply(service(1)), (None, 0));
 }
