@@ -10,10 +10,10 @@ use litemap::LiteMap;
 use smallvec::SmallVec;
 
 use crate::block::Prefixes;
-use crate::cluster::{few_sorted, sorted};
 use crate::elements::Element;
 use crate::rules::Term;
 use crate::set::Sets;
+use crate::sorted::{few_sorted, sorted};
 use crate::table::{AtomIndex, ClassId, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;

@@ -9,11 +9,11 @@ use std::convert::Infallible;
 use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
 use smallvec::SmallVec;
 
-use crate::cluster::sorted;
 use crate::elements::Element;
 use crate::limit::{Load, Need, NoRoom};
 use crate::set::{Sets, Whole};
 use crate::shed::Closing;
+use crate::sorted::sorted;
 use crate::table::{AtomIndex, RowIndex, SetIndex, TermId};
 use crate::tally::Turnover;
 use crate::view::Refresh;

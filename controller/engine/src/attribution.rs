@@ -3,11 +3,11 @@
 use durward_proto::{Attribution, AttributionId, PolicyList};
 use smallvec::SmallVec;
 
-use crate::cluster::{Few, few_sorted, sorted};
 use crate::list::{self, Branch, FAN, LeafOf};
 use crate::object::Key;
 use crate::rules::{Name, Rules};
 use crate::set::Sets;
+use crate::sorted::{Few, few_sorted, sorted};
 use crate::table::{AttributionIndex, BodyId};
 
 /// What is kept of an attribution.

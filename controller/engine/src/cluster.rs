@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use durward_proto::{Direction, PodUid};
 use hashbrown::{Equivalent, HashMap};
-use smallvec::{Array, SmallVec};
+use smallvec::SmallVec;
 
 use crate::list::Isolating;
 use crate::object::NamedPort;
 use crate::owner::Owners;
 use crate::selector::{Files, SelectorIndex};
+use crate::sorted::{Few, insert, leave};
 use crate::table::{
     ClassId, GroupId, Id, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table, TermId,
     WordId,
@@ -76,9 +77,6 @@ impl From<Vec<IpAddr>> for Addresses {
         }
     }
 }
-
-/// Many lists are short: up to four things are kept in place of a pointer to them.
-pub(crate) type Few<T> = SmallVec<[T; 4]>;
 
 /// The classes of the pods that have an address: mostly one pod.
 pub(crate) type Classes = SmallVec<[ClassId; 2]>;
@@ -197,6 +195,9 @@ pub(crate) struct Cluster {
     /// Scopes that are selectors of namespaces.
     pub(crate) selected: SelectorIndex<(), ScopeId>,
 }
+
+/// Up to so many pods of a class are looked at one by one.
+const FEW: usize = 8;
 
 impl Cluster {
     pub(crate) fn node(&mut self, name: &Arc<str>) -> NodeId {
@@ -339,97 +340,4 @@ pub(crate) fn dirt<'a>(
         dirty.push(node);
         Dirt::default()
     })
-}
-
-/// Puts a thing where it belongs in a sorted list, if it is not there.
-pub(crate) fn enter<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, thing: A::Item) {
-    if let Err(at) = sorted.binary_search(&thing) {
-        insert(sorted, at, thing);
-    }
-}
-
-/// Inserts, with less room to grow than usual: there are very many short lists.
-pub(crate) fn insert<A: Array>(list: &mut SmallVec<A>, at: usize, thing: A::Item) {
-    if list.len() == list.capacity() {
-        list.reserve_exact(1 + list.len() / 4);
-    }
-    list.insert(at, thing);
-}
-
-/// Up to so many changes of a list, or pods of a class, are looked at one by one.
-const FEW: usize = 8;
-
-/// Changes what a list, sorted by keys, has for some of them, which are sorted and each once: `change` hears what it has and
-/// says what it is to have. A few come and go where they are found, more all at once.
-pub(crate) fn update<K: Copy + Ord, V, C>(
-    list: &mut Vec<(K, V)>,
-    changes: impl ExactSizeIterator<Item = (K, C)>,
-    mut change: impl FnMut(K, Option<&V>, C) -> Option<V>,
-) {
-    let (few, mut gone, mut come) = (changes.len() <= FEW, vec![], vec![]);
-    for (key, how) in changes {
-        match list.binary_search_by_key(&key, |(key, _)| *key) {
-            Ok(at) => match change(key, Some(&list[at].1), how) {
-                Some(value) => list[at].1 = value,
-                None if few => drop(list.remove(at)),
-                None => gone.push(key),
-            },
-            Err(at) => {
-                let Some(value) = change(key, None, how) else { continue };
-                if few {
-                    list.reserve_exact(1);
-                    list.insert(at, (key, value));
-                } else {
-                    come.push((key, value));
-                }
-            }
-        }
-    }
-    if !few {
-        exchange(list, &gone, come, |&(key, _)| key);
-    }
-}
-
-/// Takes out of a list that is sorted by a key what has one of these keys, which are sorted, and puts others in.
-pub(crate) fn exchange<T, K: Copy + Ord>(list: &mut Vec<T>, gone: &[K], come: Vec<T>, key: impl Fn(&T) -> K) {
-    if gone.len() + come.len() <= FEW {
-        for gone in gone {
-            if let Ok(at) = list.binary_search_by_key(gone, &key) {
-                list.remove(at);
-            }
-        }
-        list.reserve_exact(come.len());
-        for thing in come {
-            list.insert(list.partition_point(|other| key(other) < key(&thing)), thing);
-        }
-        return;
-    }
-    if !gone.is_empty() {
-        list.retain(|thing| gone.binary_search(&key(thing)).is_err());
-    }
-    if !come.is_empty() {
-        list.reserve_exact(come.len());
-        list.extend(come);
-        list.sort_by_key(key);
-    }
-}
-
-pub(crate) fn leave<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, thing: A::Item) {
-    if let Ok(at) = sorted.binary_search(&thing) {
-        sorted.remove(at);
-    }
-}
-
-/// [`sorted`] for what is mostly so short that it has no box.
-pub(crate) fn few_sorted<A: Array<Item: Ord>>(mut things: SmallVec<A>) -> SmallVec<A> {
-    things.sort_unstable();
-    things.dedup();
-    things
-}
-
-/// Sorted, each thing once.
-pub(crate) fn sorted<T: Ord>(mut things: Vec<T>) -> Vec<T> {
-    things.sort_unstable();
-    things.dedup();
-    things
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use durward_proto::{Direction, Logging, NodeView, Patch};
 use hashbrown::HashMap;
 
-use crate::cluster::{Cluster, Dirt, dirt, sorted};
+use crate::cluster::{Cluster, Dirt, dirt};
 use crate::limit::LeftOut;
 use crate::object::{Event, Key, Policy};
 use crate::own::Pairs;
 use crate::rules::{Enforced, Rules};
 use crate::service::{Changes, Detail, Services};
 use crate::set::Sets;
+use crate::sorted::sorted;
 use crate::table::{BodyId, GroupId, NodeId};
 use crate::tally::Uses;
 use crate::view::{Refresh, View};

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::cluster::{Cluster, Few, Group, Namespace, Scope, enter, insert, leave, sorted};
+use crate::cluster::{Cluster, Group, Namespace, Scope};
 use crate::object::{self, NAMESPACE_NAME_LABEL, Selector};
 use crate::selector::smallest;
+use crate::sorted::{Few, enter, insert, leave, sorted};
 use crate::table::{ClassId, GroupId, LabelsId, NamespaceId, ScopeId, SelectorId, Table, WordId};
 
 impl Cluster {

@@ -32,6 +32,7 @@ mod service;
 mod set;
 mod share;
 mod shed;
+mod sorted;
 mod table;
 mod tally;
 mod terms;

@@ -12,9 +12,9 @@ use durward_proto::Digest;
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
-use crate::cluster::{few_sorted, sorted};
 use crate::object::{Key, Protocol};
 use crate::rules::Rules;
+use crate::sorted::{few_sorted, sorted};
 use crate::table::{BodyId, Id, ListId, Table};
 
 /// How many policies a list may have that is not divided, but for tests.

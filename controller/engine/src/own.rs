@@ -6,7 +6,8 @@ use std::num::NonZeroU32;
 use durward_proto::{Delta, Direction, Patch, PodUid, view};
 use litemap::LiteMap;
 
-use crate::cluster::{Live, PodKey, sorted, update};
+use crate::cluster::{Live, PodKey};
+use crate::sorted::{sorted, update};
 use crate::table::{ClassId, Id, PodId, SetIndex};
 use crate::tally::Uses;
 use crate::view::Refresh;

@@ -7,10 +7,10 @@ use durward_proto::view;
 use smallvec::SmallVec;
 
 use crate::cluster::{
-    Addresses, Before, Class, ClassKey, Classes, Cluster, Few, Live, Member, PodKey, PodNamed, dirt, enter,
-    insert, leave, sorted,
+    Addresses, Before, Class, ClassKey, Classes, Cluster, Live, Member, PodKey, PodNamed, dirt,
 };
 use crate::object::{self, Key, NamedPort};
+use crate::sorted::{Few, enter, insert, leave, sorted};
 use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
 
 /// Lists of members up to this long have no room for more.

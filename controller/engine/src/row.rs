@@ -7,12 +7,12 @@ use durward_proto::{Act, PortKey, Row, Step, Verdict};
 use hashbrown::Equivalent;
 use smallvec::SmallVec;
 
-use crate::cluster::{Few, few_sorted, sorted};
 use crate::elements::{Asked, Element, Of};
 use crate::list::FAN;
 use crate::object::Key;
 use crate::rules::Rules;
 use crate::set::{Kind, Sets};
+use crate::sorted::{Few, few_sorted, sorted};
 use crate::table::{AttributionIndex, BodyId, ContentId, PartId, SetIndex};
 use crate::{Fault, Limits};
 

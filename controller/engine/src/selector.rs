@@ -4,7 +4,7 @@ use std::hash::Hash;
 
 use hashbrown::HashMap;
 
-use crate::cluster::Few;
+use crate::sorted::Few;
 use crate::table::{SelectorId, WordId, insert};
 use crate::words::{Need, Test, Words};
 

@@ -6,13 +6,13 @@ use durward_proto::{AtomId, Digest, Digester, Direction, PortKey, Row, SetId};
 use smallvec::SmallVec;
 
 use crate::attribution::AttributionState;
-use crate::cluster::{Few, few_sorted, sorted};
 use crate::elements::{Asked, Element, Elements, Of};
 use crate::limit::{Load, pages};
 use crate::list::{self, Branch, FAN};
 use crate::object::{Key, NamedPort};
 use crate::row::{Grant, Grants, Part, RowState};
 use crate::rules::{Name, Rules};
+use crate::sorted::{Few, few_sorted, sorted};
 use crate::table::{
     AtomIndex, AttributionIndex, BodyId, ContentId, ListId, PartId, RowIndex, SetIndex, Table, TermId,
 };

@@ -2,7 +2,8 @@
 
 use smallvec::SmallVec;
 
-use crate::cluster::{Few, few_sorted, update};
+use crate::sorted::{Few, few_sorted, update};
+use crate::table::Id;
 
 /// How often each thing is used; sorted, and nothing that is not used.
 #[derive(Debug)]
@@ -112,7 +113,7 @@ impl<K: Copy + Ord> Turnover<K> {
     }
 }
 
-impl<K: Copy + Ord> Tally<K> {
+impl<K: Id> Tally<K> {
     pub(crate) fn things(&self) -> impl Iterator<Item = K> + '_ {
         self.0.iter().map(|&(thing, _)| thing)
     }

@@ -1,6 +1,6 @@
 //! Which terms a node's sets use, and which sets use each. Pure.
 
-use crate::cluster::{exchange, sorted};
+use crate::sorted::{exchange, sorted};
 use crate::table::{SetIndex, TermId};
 use crate::tally::Turnover;
 

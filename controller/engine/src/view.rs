@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use crate::address::Change;
 use crate::block::{self, Prefixes};
-use crate::cluster::{Cluster, Dirt, sorted};
+use crate::cluster::{Cluster, Dirt};
 use crate::elements::Element;
 use crate::limit::{Load, Need, NoRoom};
 use crate::list::FAN;
@@ -27,6 +27,7 @@ use crate::own::{Pairs, Told};
 use crate::rules::{Rules, Term};
 use crate::set::Sets;
 use crate::shed::{Closing, Shed};
+use crate::sorted::sorted;
 use crate::table::{AtomIndex, AttributionIndex, ClassId, NodeId, PodId, SetIndex};
 use crate::tally::{Tally, Turnover, Uses};
 use crate::terms::Terms;

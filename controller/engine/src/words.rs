@@ -5,8 +5,8 @@ use std::sync::Arc;
 use durward_proto::Digester;
 use smallvec::SmallVec;
 
-use crate::cluster::{Few, few_sorted};
 use crate::object::{self, NamedPort, Operator, Requirement};
+use crate::sorted::{Few, few_sorted};
 use crate::table::{LabelsId, PortsId, SelectorId, Table, WordId};
 
 /// A selector's requirement of one label.
