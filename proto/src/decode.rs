@@ -17,8 +17,8 @@ pub use self::field::{DecodeError, Problem};
 use crate::wire::{self, to_node};
 use crate::{
     Act, AtomId, Attribution, AttributionId, Backend, Block, Frontend, IdentifyRequest, Identity, LateAttach,
-    Logging, LossPlace, NodeReport, Patch, Pod, PodName, PodUid, Policy, PolicyList, PortKey, Row, Service,
-    ServiceDelta, Set, SetDelta, SetId, Step, ToNode, Version, Workload,
+    Logging, LossPlace, NewSet, NodeReport, Patch, Pod, PodName, PodUid, Policy, PolicyList, PortKey, Row,
+    Service, ServiceDelta, SetDelta, SetId, Step, ToNode, Version, Workload,
 };
 
 impl TryFrom<wire::Patch> for Patch {
@@ -70,7 +70,7 @@ impl TryFrom<wire::Patch> for Patch {
 
         let sets = sets(new_sets, changed_sets, removed_sets)?;
         let logging = logging.map(Logging::try_from).transpose()?;
-        let moved = field("moved_sets").map(moved_sets.into_iter().map(set_move))?.into_iter().collect();
+        let moved = field("moved_sets").map(moved_sets.into_iter().map(set_move))?;
         Ok(Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged })
     }
 }
@@ -83,10 +83,10 @@ fn sets(
     let new = new.into_iter().map(|set| {
         let wire::Set { id, direction, base, rows } = set;
         let field = |name| Field("Set", name);
-        let set = Set {
+        let set = NewSet {
             direction: field("direction").direction(direction)?,
             base: row(field("base").required(base)?)?,
-            rows: field("rows").map(rows.into_iter().map(atom_row))?.into_iter().collect(),
+            rows: field("rows").map(rows.into_iter().map(atom_row))?,
         };
         Ok((SetId(field("id").digest(&id)?), SetDelta::New(set)))
     });

@@ -8,8 +8,8 @@ use prost::bytes::Bytes;
 
 use crate::{
     AtomId, AttributionId, Backend, Block, Delta, Digest, Direction, Directory, Frontend, IdentifyRequest,
-    LogMode, Logging, NodeReport, Patch, Pod, PodUid, PolicyList, Row, Service, ServiceDelta, Set, SetDelta,
-    SetId, Verdict, Version, wire,
+    LogMode, Logging, NewSet, NodeReport, Patch, Pod, PodUid, PolicyList, Row, Service, ServiceDelta,
+    SetDelta, SetId, Verdict, Version, wire,
 };
 
 /// How large a part becomes; a single row of more than about 280 steps, or a Service of more than about 600
@@ -114,8 +114,8 @@ impl Parts {
     }
 
     /// A set and its rows; those that do not fit follow in the next parts.
-    fn set(&mut self, id: SetId, set: &Set) {
-        let Set { direction, base, rows } = set;
+    fn set(&mut self, id: SetId, set: &NewSet) {
+        let NewSet { direction, base, rows } = set;
         let id = bytes_of(id.0);
         let base = Some(base.into());
         let head = wire::Set { id: id.clone(), direction: direction_of(*direction), base, rows: vec![] };

@@ -25,7 +25,7 @@ pub mod view;
 
 pub use decode::{DecodeError, Problem};
 pub use names::{AtomId, AttributionId, Digest, Digester, PodUid, SetId};
-pub use patch::{Delta, Patch, PatchError, ServiceDelta, SetDelta};
+pub use patch::{Delta, NewSet, Patch, PatchError, ServiceDelta, SetDelta};
 pub use report::{
     IdentifyRequest, Identity, LateAttach, LossPlace, NodeReport, PodName, ToNode, Version, Workload,
 };

@@ -56,19 +56,24 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Delta<K, V> {
     /// Adds what changes after this. What comes and goes again stays among `removed`: whether it was
     /// there before cannot be told.
     fn merge(&mut self, later: Self) {
-        let Self { put, removed } = later;
-        for key in put.keys() {
+        for key in later.put.keys() {
             self.removed.remove(key);
         }
+        self.removed.extend(later.change(&mut self.put));
+    }
+
+    /// Changes a sorted list; gives what was to be removed.
+    fn change(self, list: &mut LiteMap<K, V>) -> BTreeSet<K> {
+        let Self { put, removed } = self;
         if put.len() + removed.len() <= FEW {
-            removed.iter().for_each(|key| drop(self.put.remove(key)));
-            put.into_iter().for_each(|(key, value)| drop(self.put.insert(key, value)));
+            removed.iter().for_each(|key| drop(list.remove(key)));
+            put.into_iter().for_each(|(key, value)| drop(list.insert(key, value)));
         } else {
             // Each that goes or comes by itself would move what is after it.
-            self.put.retain(|key, _| !removed.contains(key));
-            self.put.extend(put);
+            list.retain(|key, _| !removed.contains(key));
+            list.extend(put);
         }
-        self.removed.extend(removed);
+        removed
     }
 
     fn apply(self, map: &mut BTreeMap<K, V>, removal: Removal, what: &'static str) -> Result<(), PatchError> {
@@ -101,11 +106,34 @@ impl Removal {
     }
 }
 
+/// A set as it is told: its rows are a sorted list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSet {
+    /// The direction, seen from the pod.
+    pub direction: Direction,
+    /// What holds for every atom without a row of its own.
+    pub base: Row,
+    /// The atoms of which something else than `base` holds.
+    pub rows: LiteMap<AtomId, Row>,
+}
+
+impl From<Set> for NewSet {
+    fn from(Set { direction, base, rows }: Set) -> Self {
+        Self { direction, base, rows: LiteMap::from_sorted_store_unchecked(rows.into_iter().collect()) }
+    }
+}
+
+impl From<NewSet> for Set {
+    fn from(NewSet { direction, base, rows }: NewSet) -> Self {
+        Self { direction, base, rows: rows.into_iter().collect() }
+    }
+}
+
 /// What changes in a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetDelta {
     /// The set is new.
-    New(Set),
+    New(NewSet),
     /// Rows of a set that is already there change. Its rules cannot: they are in its name.
     Rows(Delta<AtomId, Row>),
     /// The set goes.
@@ -152,7 +180,7 @@ impl ServiceDelta {
 pub struct Patch {
     /// Before `pods`: all pods that one set judges are judged by another from now on. At once: a pod moves
     /// only once, and one that `pods` puts is judged as that says.
-    pub moved: BTreeMap<SetId, SetId>,
+    pub moved: LiteMap<SetId, SetId>,
     /// Pods of the node.
     pub pods: Delta<PodUid, Pod>,
     /// Sets and their rows.
@@ -192,7 +220,7 @@ impl Patch {
                     set_deltas.insert(id, SetDelta::Rows(Delta::between(&before.rows, &set.rows)));
                 }
                 _ => {
-                    set_deltas.insert(id, SetDelta::New(set.clone()));
+                    set_deltas.insert(id, SetDelta::New(set.clone().into()));
                 }
             }
         }
@@ -200,7 +228,7 @@ impl Patch {
             set_deltas.insert(*id, SetDelta::Removed);
         }
         Self {
-            moved: BTreeMap::new(),
+            moved: LiteMap::new_vec(),
             pods: Delta::between(&old.pods, pods),
             sets: set_deltas,
             attributions: Delta::between(&old.attributions, attributions),
@@ -251,7 +279,7 @@ impl Patch {
     }
 
     /// Adds moves that come after this: of the pods that were put, of those that moved, and of the others.
-    fn move_on(&mut self, later: &BTreeMap<SetId, SetId>) -> Result<(), PatchError> {
+    fn move_on(&mut self, later: &LiteMap<SetId, SetId>) -> Result<(), PatchError> {
         if later.keys().any(|set| self.sets.get(set) == Some(&SetDelta::Removed)) {
             return Err(PatchError { what: "a set" });
         }
@@ -259,12 +287,14 @@ impl Patch {
             return Ok(());
         }
         self.pods.put.iter_mut().for_each(|(_, pod)| pod.follow(later));
-        for to in self.moved.values_mut() {
+        for (_, to) in self.moved.iter_mut() {
             *to = later.get(to).copied().unwrap_or(*to);
         }
         // Pods that this one moves from a set are not in it any more when the later moves come.
         for (&from, &to) in later {
-            self.moved.entry(from).or_insert(to);
+            if !self.moved.contains_key(&from) {
+                self.moved.insert(from, to);
+            }
         }
         Ok(())
     }
@@ -272,7 +302,7 @@ impl Patch {
 
 impl Pod {
     /// Is judged by the sets that its sets move to.
-    fn follow(&mut self, moved: &BTreeMap<SetId, SetId>) {
+    fn follow(&mut self, moved: &LiteMap<SetId, SetId>) {
         for set in [&mut self.ingress, &mut self.egress].into_iter().flatten() {
             *set = moved.get(set).copied().unwrap_or(*set);
         }
@@ -291,7 +321,13 @@ impl SetDelta {
 
     fn merge(&mut self, later: Self) -> Result<(), PatchError> {
         match (&mut *self, later) {
-            (Self::New(set), Self::Rows(rows)) => rows.apply(&mut set.rows, Removal::Exact, "a row"),
+            (Self::New(set), Self::Rows(rows)) => {
+                if !rows.removed.iter().all(|atom| set.rows.contains_key(atom)) {
+                    return Err(PatchError { what: "a row" });
+                }
+                rows.change(&mut set.rows);
+                Ok(())
+            }
             (Self::Rows(rows), Self::Rows(later)) => {
                 rows.merge(later);
                 Ok(())
@@ -340,7 +376,7 @@ impl NodeView {
         services.apply(&mut self.services, removal)?;
         for (id, delta) in sets {
             match delta {
-                SetDelta::New(set) => drop(self.sets.insert(id, set)),
+                SetDelta::New(set) => drop(self.sets.insert(id, set.into())),
                 SetDelta::Rows(rows) => {
                     let set = self.sets.get_mut(&id).ok_or(PatchError { what: "a set" })?;
                     rows.apply(&mut set.rows, removal, "a row")?;
@@ -448,7 +484,7 @@ mod tests {
     /// What leads from one view to the other, moves some pods as sets, and may tell all Services anew.
     fn moving(old: &NodeView, moves: &BTreeMap<u8, u8>, anew: bool, new: &NodeView) -> Patch {
         let moves = moves.iter().map(|(&from, &to)| (set_id(from), set_id(to)));
-        let moved: BTreeMap<_, _> = moves.filter(|(from, _)| old.sets.contains_key(from)).collect();
+        let moved: LiteMap<_, _> = moves.filter(|(from, _)| old.sets.contains_key(from)).collect();
         let mut after = old.clone();
         for pod in after.pods.values_mut() {
             pod.ingress = pod.ingress.map(|set| *moved.get(&set).unwrap_or(&set));
@@ -501,8 +537,8 @@ mod tests {
             sets: [(old, set.clone())].into(),
             ..NodeView::default()
         };
-        let mut patch = Patch { moved: [(old, new)].into(), ..Patch::default() };
-        patch.sets = LiteMap::from_iter([(old, SetDelta::Removed), (new, SetDelta::New(set))]);
+        let mut patch = Patch { moved: LiteMap::from_iter([(old, new)]), ..Patch::default() };
+        patch.sets = LiteMap::from_iter([(old, SetDelta::Removed), (new, SetDelta::New(set.into()))]);
         patch.pods.put.insert("b".into(), pod(None, None));
         let next = view.patched(patch.clone()).unwrap();
         assert_eq!(next.pods[&"a".into()], pod(Some(new), None));
@@ -527,12 +563,13 @@ mod tests {
             ..Patch::default()
         };
         assert_eq!(removed().merge(rows()), Err(PatchError { what: "a set" }));
-        let moved = || Patch { moved: [(id, set_id(2))].into(), ..Patch::default() };
+        let moved = || Patch { moved: LiteMap::from_iter([(id, set_id(2))]), ..Patch::default() };
         assert_eq!(removed().merge(moved()), Err(PatchError { what: "a set" }));
         let mut gone = Delta::default();
         gone.removed.insert(AtomId(Digest([1; 16])));
         let empty = Set::of_base(Direction::Ingress, Row::uniform(act()));
-        let mut new = Patch { sets: LiteMap::from_iter([(id, SetDelta::New(empty))]), ..Patch::default() };
+        let mut new =
+            Patch { sets: LiteMap::from_iter([(id, SetDelta::New(empty.into()))]), ..Patch::default() };
         let later = Patch { sets: LiteMap::from_iter([(id, SetDelta::Rows(gone))]), ..Patch::default() };
         assert_eq!(new.merge(later), Err(PatchError { what: "a row" }));
     }
@@ -560,7 +597,8 @@ mod tests {
         let rows = Delta { put: LiteMap::from_iter([row(1)]), removed: [AtomId(Digest([2; 16]))].into() };
         let mut patch = Patch::default();
         assert!(patch.is_empty());
-        let sets = [(id(1), SetDelta::New(set)), (id(2), SetDelta::Rows(rows)), (id(3), SetDelta::Removed)];
+        let sets =
+            [(id(1), SetDelta::New(set.into())), (id(2), SetDelta::Rows(rows)), (id(3), SetDelta::Removed)];
         patch.sets = sets.into_iter().collect();
         patch.addresses.put.insert(IpAddr::from([10, 0, 0, 1]), AtomId(Digest([1; 16])));
         patch.pods.removed.insert(PodUid::from("u"));

@@ -125,7 +125,7 @@ fn delta<K: Ord + Clone + std::fmt::Debug, V: std::fmt::Debug>(
 fn patch() -> impl Strategy<Value = Patch> {
     let atom = || digest().prop_map(AtomId);
     let set_delta = prop_oneof![
-        set().prop_map(SetDelta::New),
+        set().prop_map(|set| SetDelta::New(set.into())),
         delta(rows(), btree_set(atom(), 0..3))
             .prop_filter_map("rows that change", |rows| (!rows.is_empty()).then_some(SetDelta::Rows(rows))),
         Just(SetDelta::Removed),
@@ -148,7 +148,7 @@ fn patch() -> impl Strategy<Value = Patch> {
         any::<bool>(),
     )
         .prop_map(|(moved, pods, sets, attributions, addresses, blocks, services, logging, merged)| {
-            let sets = sets.into_iter().collect();
+            let (moved, sets) = (moved.into_iter().collect(), sets.into_iter().collect());
             Patch { moved, pods, sets, attributions, addresses, blocks, services, logging, merged }
         })
 }
@@ -255,7 +255,7 @@ fn a_change_comes_in_parts_that_make_it() {
     new.sets.get_mut(&SetId(digest_of(1))).unwrap().rows = rows.rows;
     for (merged, from) in [(false, &old), (true, &NodeView { pods: BTreeMap::new(), ..old.clone() })] {
         // Of pods that are put and of sets that go, too.
-        let moved = [(SetId(digest_of(2)), SetId(digest_of(3)))].into();
+        let moved = [(SetId(digest_of(2)), SetId(digest_of(3)))].into_iter().collect();
         let patch = Patch { moved, merged, ..Patch::between(&old, &new) };
         let whole = from.patched(patch.clone()).unwrap();
         let (built, parts) = in_parts(from.clone(), &patch);

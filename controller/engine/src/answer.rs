@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 
-use durward_proto::{AtomId, Delta, Patch, Row, SetDelta, view};
+use durward_proto::{AtomId, Delta, NewSet, Patch, Row, SetDelta};
+use litemap::LiteMap;
 use smallvec::SmallVec;
 
 use crate::elements::Element;
@@ -185,7 +186,7 @@ impl Refresh<'_> {
             self.take_row(base);
             let base = self.sets.said(base).clone();
             let rows = self.take_rows(&rows);
-            sets.push((id, SetDelta::New(view::Set { direction, base, rows })));
+            sets.push((id, SetDelta::New(NewSet { direction, base, rows })));
         }
         patch.sets = sets.into_iter().collect();
     }
@@ -200,9 +201,12 @@ impl Refresh<'_> {
         Delta { put: self.take_rows(&came), removed }
     }
 
-    fn take_rows<C: FromIterator<(AtomId, Row)>>(&mut self, rows: &Told) -> C {
+    fn take_rows(&mut self, rows: &Told) -> LiteMap<AtomId, Row> {
         rows.iter().for_each(|&(_, row)| self.take_row(row));
-        rows.iter().map(|&(atom, row)| (self.sets.atoms[atom], self.sets.said(row).clone())).collect()
+        let said = rows.iter().map(|&(atom, row)| (self.sets.atoms[atom], self.sets.said(row).clone()));
+        let mut rows: Vec<_> = said.collect();
+        rows.sort_unstable_by_key(|&(atom, _)| atom);
+        LiteMap::from_sorted_store_unchecked(rows)
     }
 
     fn take_row(&mut self, row: RowIndex) {
