@@ -17,8 +17,9 @@ use crate::object::NamedPort;
 use crate::owner::Owners;
 use crate::selector::{Files, SelectorIndex};
 use crate::sorted::{Few, insert, leave};
+use crate::spread::Spread;
 use crate::table::{
-    ClassId, GroupId, Id, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table, TermId,
+    ClassId, GroupId, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table, TermId,
     WordId,
 };
 use crate::words::Words;
@@ -174,6 +175,7 @@ pub(crate) struct Cluster {
     pub(crate) pods: Table<PodId, PodKey, Option<Live>>,
     pub(crate) nodes: Table<NodeId, Arc<str>, Node>,
     pub(crate) classes: Table<ClassId, ClassKey, Class>,
+    pub(crate) spread: Spread,
     pub(crate) groups: Table<GroupId, (ScopeId, SelectorId), Group>,
     pub(crate) owners: Owners,
     /// How many nodes are subscribed. While none is, nothing of before a batch is remembered.
@@ -195,9 +197,6 @@ pub(crate) struct Cluster {
     /// Scopes that are selectors of namespaces.
     pub(crate) selected: SelectorIndex<(), ScopeId>,
 }
-
-/// Up to so many pods of a class are looked at one by one.
-const FEW: usize = 8;
 
 impl Cluster {
     pub(crate) fn node(&mut self, name: &Arc<str>) -> NodeId {
@@ -257,22 +256,15 @@ impl Cluster {
     }
 
     pub(crate) fn mark_class(&mut self, class: ClassId) {
-        let Self { classes, nodes, dirty, .. } = self;
-        let members = &classes[class].members;
-        // Of very many pods, many are on one node. Of few it may be marked more than once.
-        let words = if members.len() > FEW { nodes.bound() / 64 + 1 } else { 0 };
-        let mut seen = vec![0_u64; words];
-        for node in members.iter().filter_map(|member| member.node) {
-            if let Some(seen) = seen.get_mut(node.index() / 64) {
-                let this = 1 << (node.index() % 64);
-                if *seen & this != 0 {
-                    continue;
-                }
-                *seen |= this;
-            }
+        let Self { classes, nodes, dirty, spread, .. } = self;
+        let mut mark = |node| {
             if nodes[node].subscribed {
                 dirt(nodes, dirty, node).classes.push(class);
             }
+        };
+        match spread.nodes(class) {
+            Some(on) => on.iter().for_each(|&(node, _)| mark(node)),
+            None => classes[class].members.iter().filter_map(|member| member.node).for_each(mark),
         }
     }
 

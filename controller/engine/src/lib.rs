@@ -33,6 +33,7 @@ mod set;
 mod share;
 mod shed;
 mod sorted;
+mod spread;
 mod table;
 mod tally;
 mod terms;

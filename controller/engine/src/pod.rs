@@ -153,6 +153,7 @@ impl Cluster {
         let members = &mut self.classes[live.class].members;
         live.slot = members.len() as u32;
         insert(members, live.slot as usize, Member { pod: id, node, addresses });
+        self.spread.come(live.class, members);
         self.pods[id] = Some(live);
     }
 
@@ -163,6 +164,7 @@ impl Cluster {
         if members.len() <= FEW {
             members.shrink_to_fit();
         }
+        self.spread.leave(live.class, *node, members.len());
         self.pods[id] = None;
         let moved = members.get(live.slot as usize).map(|member| member.pod);
         if let Some(moved) = moved.and_then(|moved| self.pods[moved].as_mut()) {
