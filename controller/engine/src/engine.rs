@@ -24,6 +24,13 @@ use crate::{Fault, Limits};
 pub struct Outcome {
     /// What changes in the views of subscribed nodes. Nodes without a change are not in it.
     pub patches: HashMap<Arc<str>, Patch>,
+    /// What is to be said of objects.
+    pub news: News,
+}
+
+/// What is new of what is wrong with objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
     /// Policies that now fail closed for a new reason, and those that no longer do (none), because
     /// they were mended or are gone.
     pub faults: BTreeMap<Key, Option<Fault>>,
@@ -108,6 +115,18 @@ impl Engine {
 
     /// Takes what happened, all at once: no state between the events is ever seen in a view.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Outcome {
+        let mut patches = HashMap::new();
+        let news = self.apply_each(events, |node, patch| drop(patches.insert(node.clone(), patch)));
+        Outcome { patches, news }
+    }
+
+    /// [`Engine::apply`] where the patches of all nodes together may be too many to be held: each is told as it is
+    /// worked out, and each node's once.
+    pub fn apply_each(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        tell: impl FnMut(&Arc<str>, Patch),
+    ) -> News {
         let logging = self.logging;
         // A policy may be in it twice; it is reported once.
         let mut policies = vec![];
@@ -115,14 +134,8 @@ impl Engine {
             self.take(event, &mut policies);
         }
         self.settle_subjects();
-        let mut patches = self.publish_dirty();
-        if self.logging != logging {
-            for &node in self.views.keys() {
-                let patch: &mut Patch = patches.entry(self.cluster.nodes.key(node).clone()).or_default();
-                patch.logging = Some(self.logging);
-            }
-        }
-        self.conclude(patches, policies)
+        self.publish_dirty((self.logging != logging).then_some(self.logging), tell);
+        self.conclude(policies)
     }
 
     /// A node that cannot hold what all of its pods' policies need closes the pods of those namespaces that
@@ -145,29 +158,33 @@ impl Engine {
         } else if !self.sets.is_touched() {
             return None;
         }
-        let patches = self.publish_dirty();
-        Some(self.conclude(patches, vec![]))
+        let mut patches = HashMap::new();
+        self.publish_dirty(None, |node, patch| drop(patches.insert(node.clone(), patch)));
+        Some(Outcome { patches, news: self.conclude(vec![]) })
     }
 
-    /// Brings all that is marked up to date.
-    fn publish_dirty(&mut self) -> HashMap<Arc<str>, Patch> {
+    /// Brings all that is marked up to date, and tells all nodes what is logged, if that is new.
+    fn publish_dirty(&mut self, logging: Option<Logging>, mut tell: impl FnMut(&Arc<str>, Patch)) {
         self.pairs.clear();
-        let dirty = sorted(std::mem::take(&mut self.cluster.dirty));
-        let mut patches = HashMap::with_capacity(dirty.len());
-        for node in dirty {
-            self.publish(node, &mut patches);
-        }
+        let mut nodes = std::mem::take(&mut self.cluster.dirty);
         let changes = self.services.settle();
-        self.publish_services(&changes, &mut patches);
-        patches
+        if logging.is_some() || !changes.is_empty() {
+            nodes.extend(self.views.keys());
+        }
+        for node in sorted(nodes) {
+            let patch = Patch { logging, ..self.publish(node, &changes) };
+            if !patch.is_empty() && self.views.contains_key(&node) {
+                tell(self.cluster.nodes.key(node), patch);
+            }
+        }
     }
 
-    /// Lets go of what was needed in the batch only, and adds what is new of policies; also of these.
-    fn conclude(&mut self, patches: HashMap<Arc<str>, Patch>, mut policies: Vec<Key>) -> Outcome {
+    /// Lets go of what was needed in the batch only, and says what is new of policies, also of these, and of Services.
+    fn conclude(&mut self, mut policies: Vec<Key>) -> News {
         self.collect();
         policies.extend(self.sets.take_touched());
         let faults = policies.into_iter().filter_map(|key| self.report(key)).collect();
-        Outcome { patches, faults, left_out: self.services.take_left_out() }
+        News { faults, left_out: self.services.take_left_out() }
     }
 
     /// What is to be said of a policy, if it was not said before.
@@ -182,9 +199,18 @@ impl Engine {
         (now != before).then_some((key, now))
     }
 
-    fn publish(&mut self, node: NodeId, patches: &mut HashMap<Arc<str>, Patch>) {
-        let Some(dirt) = self.cluster.nodes[node].dirt.take() else { return };
-        let Some(view) = self.views.get_mut(&node) else { return };
+    /// What changes for a node.
+    fn publish(&mut self, node: NodeId, changes: &Changes) -> Patch {
+        let mut patch = match self.cluster.nodes[node].dirt.take() {
+            Some(dirt) => self.refresh(node, dirt),
+            None => Patch::default(),
+        };
+        patch.services = self.services.tell(node, changes);
+        patch
+    }
+
+    fn refresh(&mut self, node: NodeId, dirt: Dirt) -> Patch {
+        let Some(view) = self.views.get_mut(&node) else { return Patch::default() };
         let Self { cluster, rules, sets, pairs, .. } = self;
         let (atoms, attributions) = <(Uses<_>, Uses<_>)>::default();
         let refresh = Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions };
@@ -192,15 +218,7 @@ impl Engine {
         if !patch.sets.is_empty() {
             self.services.need(node, view.judges_egress(&self.sets));
         }
-        if !patch.is_empty() {
-            patches.insert(self.cluster.nodes.key(node).clone(), patch);
-        }
-    }
-
-    fn publish_services(&mut self, changes: &Changes, patches: &mut HashMap<Arc<str>, Patch>) {
-        for (node, services) in self.services.publish(changes) {
-            patches.entry(self.cluster.nodes.key(node).clone()).or_default().services = services;
-        }
+        patch
     }
 
     /// Takes one event; policies that it is about are added.
@@ -318,11 +336,8 @@ impl Engine {
         self.cluster.nodes[node].dirt = Some(Dirt { pods, ..Dirt::default() });
         self.views.entry(node).or_default().tried = self.generation;
         self.services.listen(node, detail);
-        let mut patches = HashMap::new();
-        self.publish(node, &mut patches);
-        self.publish_services(&Changes::new(), &mut patches);
+        let whole = self.publish(node, &Changes::default());
         self.collect();
-        let whole = patches.into_values().next().unwrap_or_default();
         debug_assert!(NodeView::default().patched(whole.clone()).is_ok(), "nothing was there to be removed");
         Patch { logging: Some(self.logging), ..whole }
     }

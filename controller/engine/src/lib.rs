@@ -40,6 +40,6 @@ mod terms;
 mod view;
 mod words;
 
-pub use engine::{Engine, Outcome, Sizes};
+pub use engine::{Engine, News, Outcome, Sizes};
 pub use limit::{Fault, LeftOut, Limits};
 pub use service::Detail;

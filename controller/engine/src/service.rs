@@ -46,8 +46,6 @@ pub(crate) struct Services {
     directories: [Option<Arc<Directory>>; 2],
     dirty: BTreeSet<Frontend>,
     listeners: HashMap<NodeId, Listener>,
-    /// Nodes for which it changed in this batch whether they need to know.
-    turned: BTreeSet<NodeId>,
 }
 
 /// What a node needs to know, and what it does.
@@ -62,8 +60,20 @@ struct Listener {
 /// shared, while each node would hold a copy of those that change.
 const MANY: usize = 1_024;
 
-/// What a batch changed: each frontend with what was told of it before.
-pub(crate) type Changes = BTreeMap<Frontend, Option<Told>>;
+/// What a batch changed.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Each frontend with what was told of it before.
+    before: BTreeMap<Frontend, Option<Told>>,
+    /// What that means for a node that knows so much before and after, by detail.
+    told: [Delta<Frontend, Told>; 2],
+}
+
+impl Changes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.before.is_empty()
+    }
+}
 
 impl Detail {
     const BOTH: [Self; 2] = [Self::Frontends, Self::Backends];
@@ -143,14 +153,12 @@ impl Services {
 
     pub(crate) fn leave(&mut self, node: NodeId) {
         self.listeners.remove(&node);
-        self.turned.remove(&node);
     }
 
     /// Whether one of a node's pods is isolated on egress.
     pub(crate) fn need(&mut self, node: NodeId, needs: bool) {
         if let Some(listener) = self.listeners.get_mut(&node) {
             listener.needs = needs;
-            self.turned.insert(node);
         }
     }
 
@@ -162,7 +170,7 @@ impl Services {
             let left_out = if comes { self.first_left_out(&namespace) } else { None };
             self.left_out.insert(namespace, left_out);
         }
-        let mut changes = Changes::new();
+        let mut before = BTreeMap::new();
         for frontend in std::mem::take(&mut self.dirty) {
             let new = self.resolve(frontend);
             if self.told.get(&frontend) != new.as_ref() {
@@ -170,10 +178,14 @@ impl Services {
                     Some(new) => self.told.insert(frontend, new),
                     None => self.told.remove(&frontend),
                 };
-                changes.insert(frontend, old);
+                before.insert(frontend, old);
             }
         }
-        changes
+        let told = Detail::BOTH.map(|detail| self.changed(detail, &before));
+        for (directory, _) in self.directories.iter_mut().zip(&told).filter(|(_, told)| !told.is_empty()) {
+            *directory = None;
+        }
+        Changes { before, told }
     }
 
     fn first_left_out(&self, namespace: &Arc<str>) -> Option<LeftOut> {
@@ -189,31 +201,12 @@ impl Services {
         std::mem::take(&mut self.left_out)
     }
 
-    /// What each node is to be told, after the batch whose changes these are.
-    pub(crate) fn publish(&mut self, changes: &Changes) -> Vec<(NodeId, ServiceDelta)> {
-        let turned = std::mem::take(&mut self.turned);
-        let concerned: Vec<NodeId> = match changes.is_empty() {
-            true => turned.into_iter().collect(),
-            false => self.listeners.keys().copied().collect(),
-        };
-        let changed = Detail::BOTH.map(|detail| self.changed(detail, changes));
-        for (directory, _) in
-            self.directories.iter_mut().zip(&changed).filter(|(_, changed)| !changed.is_empty())
-        {
-            *directory = None;
-        }
-        let mut deltas = Vec::new();
-        for node in concerned {
-            let Some(&Listener { detail, needs, knows }) = self.listeners.get(&node) else { continue };
-            let delta = self.delta(detail, (knows, needs), changes, &changed[detail as usize]);
-            if let Some(listener) = self.listeners.get_mut(&node) {
-                listener.knows = needs;
-            }
-            if !delta.is_empty() {
-                deltas.push((node, delta));
-            }
-        }
-        deltas
+    /// What a node is to be told, after the batch whose changes these are: once.
+    pub(crate) fn tell(&mut self, node: NodeId, changes: &Changes) -> ServiceDelta {
+        let Some(listener) = self.listeners.get_mut(&node) else { return ServiceDelta::default() };
+        let knew = std::mem::replace(&mut listener.knows, listener.needs);
+        let (detail, knows) = (listener.detail, listener.knows);
+        self.delta(detail, (knew, knows), changes)
     }
 
     /// What a node is told that knew of Services, and knows of them now, or did and does not.
@@ -221,15 +214,15 @@ impl Services {
         &mut self,
         detail: Detail,
         (knew, knows): (bool, bool),
-        changes: &Changes,
-        changed: &Delta<Frontend, Told>,
+        Changes { before, told }: &Changes,
     ) -> ServiceDelta {
-        let was_new = |frontend: &Frontend| matches!(changes.get(frontend), Some(None));
+        let was_new = |frontend: &Frontend| matches!(before.get(frontend), Some(None));
+        let changed = &told[detail as usize];
         match (knew, knows) {
             (false, true) if !self.told.is_empty() => {
                 ServiceDelta { all: Some(self.directory(detail)), some: Delta::default() }
             }
-            (true, false) if changes.values().any(Option::is_some) || !self.told.keys().all(was_new) => {
+            (true, false) if before.values().any(Option::is_some) || !self.told.keys().all(was_new) => {
                 ServiceDelta { all: Some(Arc::default()), some: Delta::default() }
             }
             (true, true) if changed.len() > MANY && changed.len() > self.told.len() / 4 => {
@@ -241,9 +234,9 @@ impl Services {
     }
 
     /// What changes for a node that knows so much, before and after.
-    fn changed(&self, detail: Detail, changes: &Changes) -> Delta<Frontend, Told> {
+    fn changed(&self, detail: Detail, before: &BTreeMap<Frontend, Option<Told>>) -> Delta<Frontend, Told> {
         let mut delta = Delta::default();
-        for (&frontend, old) in changes {
+        for (&frontend, old) in before {
             match self.told.get(&frontend).map(|told| shown(told, detail)) {
                 Some(new) if old.as_ref().map(|old| shown(old, detail)).as_ref() != Some(&new) => {
                     drop(delta.put.insert(frontend, new));

@@ -166,7 +166,7 @@ struct Told {
 }
 
 impl Told {
-    fn hear(&mut self, Outcome { patches, faults, .. }: Outcome) -> BTreeSet<Arc<str>> {
+    fn hear(&mut self, Outcome { patches, news }: Outcome) -> BTreeSet<Arc<str>> {
         let nodes = patches.keys().cloned().collect();
         for (node, patch) in patches {
             assert!(!patch.is_empty() && !patch.merged, "{node}: {patch:?}");
@@ -174,7 +174,7 @@ impl Told {
             assert_eq!(view.check(), Ok(()));
             self.views.insert(node, view);
         }
-        for (key, fault) in faults {
+        for (key, fault) in news.faults {
             match fault {
                 Some(fault) => drop(self.faults.insert(key, fault)),
                 None => assert!(self.faults.remove(&key).is_some(), "{key} had no fault"),
@@ -367,6 +367,7 @@ fn of_namespaces_that_need_the_same_the_first_is_closed_and_of_those_that_need_t
         engine
             .reconsider()
             .unwrap_or_default()
+            .news
             .faults
             .into_keys()
             .map(|key| key.namespace.to_string())

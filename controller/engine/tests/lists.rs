@@ -129,12 +129,12 @@ fn long_lists_that_are_too_much_together_name_the_policy_that_says_most() {
     engine.subscribe("north");
     let one = |n: u16| ingress(&format!("a/policy-{n}"), "app=x", [rule([], [tcp(2 * n)])]);
     let outcome = engine.apply((0..28).map(|n| Event::Policy(one(n))));
-    assert!(outcome.faults.is_empty());
+    assert!(outcome.news.faults.is_empty());
     let most = rule([], (200..207).map(tcp));
     let most = Event::Policy(ingress("a/most", "app=x", [most]));
     let outcome = engine.apply((28..90).map(|n| Event::Policy(one(n))).chain([most]));
     let fault = Fault::TooManyTogether { what: "ranges of ports", limit: 60 };
-    assert_eq!(outcome.faults, [(key("a/most"), Some(fault))].into());
+    assert_eq!(outcome.news.faults, [(key("a/most"), Some(fault))].into());
     let outcome = engine.apply((20..90).map(|n| Event::PolicyGone(key(&format!("a/policy-{n}")))));
-    assert_eq!(outcome.faults, [(key("a/most"), None)].into());
+    assert_eq!(outcome.news.faults, [(key("a/most"), None)].into());
 }

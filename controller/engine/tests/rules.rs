@@ -38,7 +38,7 @@ impl World {
             self.view = self.view.patched(patch).expect("a patch for this view");
         }
         self.view.check().expect("a whole view");
-        outcome.faults.into_iter().map(|(key, fault)| (key.to_string(), fault)).collect()
+        outcome.news.faults.into_iter().map(|(key, fault)| (key.to_string(), fault)).collect()
     }
 
     /// "open", or the verdict and the policies behind it.
@@ -466,7 +466,7 @@ fn a_policy_over_a_limit_fails_closed_and_names_the_number() {
     let pods = [on_node("a/x", "app=x", "10.0.0.1"), on_node("a/y", "app=y", "10.0.0.2")];
     let outcome = engine.apply(pods.into_iter().chain([put(fits), put(over)]));
     let fault = Fault::TooMany { what: "ports", found: 3, limit: 2 };
-    assert_eq!(outcome.faults, [(key("a/over"), Some(fault))].into());
+    assert_eq!(outcome.news.faults, [(key("a/over"), Some(fault))].into());
     let view = engine.subscribe("node");
     let verdict = |pod: &str| {
         view.act(&pod.into(), Ingress, address("10.0.0.9"), PortKey::new(6, 1)).map(|act| act.verdict)
@@ -495,12 +495,12 @@ fn policies_that_are_too_much_together_deny_what_they_are_too_much_for() {
     let more = |ports| [put(ingress("a/more", "app=x", [rule([pods("app=y")], ports)]))];
     let outcome = engine.apply(more(vec![tcp(30), tcp(80), tcp(90)]));
     let fault = Fault::TooManyTogether { what: "ranges of ports", limit: 7 };
-    assert_eq!(outcome.faults, [(key("a/more"), Some(fault))].into(), "the policy that says most");
+    assert_eq!(outcome.news.faults, [(key("a/more"), Some(fault))].into(), "the policy that says most");
     view = view.patched(outcome.patches["node"].clone()).unwrap();
     assert_eq!(verdict(&view, "10.0.0.2"), Some(Verdict::Deny));
     assert_eq!(verdict(&view, "10.0.0.3"), Some(Verdict::Allow), "another address, to which less is said");
     let outcome = engine.apply(more(vec![tcp(80)]));
-    assert_eq!(outcome.faults, [(key("a/more"), None)].into());
+    assert_eq!(outcome.news.faults, [(key("a/more"), None)].into());
     view = view.patched(outcome.patches["node"].clone()).unwrap();
     assert_eq!(verdict(&view, "10.0.0.2"), Some(Verdict::Allow));
 }

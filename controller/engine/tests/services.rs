@@ -225,7 +225,7 @@ fn who_has_very_many_frontends_leaves_out_its_own_and_is_told_so() {
         Event::Service(Service { key: key(name), addresses: vec![address(at)], ports })
     };
     let mut apply = |events: &[Event]| {
-        let Outcome { mut patches, left_out, .. } = engine.apply(events.to_vec());
+        let Outcome { mut patches, news } = engine.apply(events.to_vec());
         view.patch(patches.remove("exact").unwrap_or_default()).unwrap();
         assert_eq!(engine.sizes().frontends, view.services.len() + engine.sizes().frontends_left_out);
         let at = |addresses: [&str; 2]| {
@@ -233,7 +233,8 @@ fn who_has_very_many_frontends_leaves_out_its_own_and_is_told_so() {
             let is_one = |frontend: &&Frontend| frontend.address.is_some_and(|address| at.contains(&address));
             view.services.keys().filter(is_one).count()
         };
-        let left_out = left_out.into_iter().map(|(namespace, left_out)| (namespace.to_string(), left_out));
+        let left_out =
+            news.left_out.into_iter().map(|(namespace, left_out)| (namespace.to_string(), left_out));
         (at(["10.96.0.1", "10.96.0.4"]), at(["10.96.0.2", "10.96.0.3"]), left_out.collect::<Vec<_>>())
     };
     let news = |left_out: Option<LeftOut>| vec![("hostile".to_owned(), left_out)];
