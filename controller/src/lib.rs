@@ -19,6 +19,7 @@ mod mailbox;
 mod metrics;
 mod outlet;
 mod policy;
+mod room;
 mod run;
 mod serve;
 mod service;

@@ -1,7 +1,7 @@
 //! Between the task that owns the engine and the stream of one node. Pure, but for waking the stream.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use durward_engine::Detail;
 use durward_proto::Patch;
@@ -9,6 +9,10 @@ use tokio::sync::Notify;
 use tracing::info;
 
 use crate::outlet::{Lost, Opening, Outlet};
+use crate::room::{Load, Room};
+
+/// What takes longer to be sent counts no more: nodes that hang must not keep others from being served.
+const MAX_SENDING: Duration = Duration::from_secs(30);
 
 /// Why a stream ends that the node did not end itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,12 +47,17 @@ impl Drop for Leave {
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     detail: Detail,
+    room: Arc<Room>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
     outlet: Outlet,
+    /// What the outlet takes of the room.
+    waiting: Load,
+    /// What the stream takes of it, and since when.
+    sending: Option<(Load, Instant)>,
     /// The stream that is open.
     stream: Option<Open>,
     closed: bool,
@@ -74,9 +83,10 @@ impl Inner {
 
 impl Mailbox {
     /// The mailbox of a node whose view is version `first`.
-    pub(crate) fn new(first: u64, detail: Detail) -> Self {
-        let inner = Inner { outlet: Outlet::new(first), stream: None, closed: false };
-        Self { detail, inner: Mutex::new(inner) }
+    pub(crate) fn new(first: u64, detail: Detail, room: Arc<Room>) -> Self {
+        let (outlet, waiting) = (Outlet::new(first), Load::of(&room, 0));
+        let inner = Inner { outlet, waiting, sending: None, stream: None, closed: false };
+        Self { detail, room, inner: Mutex::new(inner) }
     }
 
     /// How much of Services the view tells.
@@ -92,7 +102,9 @@ impl Mailbox {
     /// The view changes. See [`Outlet::push`].
     pub(crate) fn push(&self, patch: Patch, heard: Instant) -> Result<(), Lost> {
         let mut inner = self.inner();
-        let pushed = inner.outlet.push(patch, heard);
+        let pushed = inner.outlet.push(patch, heard, !self.room.is_full());
+        let waiting = inner.outlet.waiting();
+        inner.waiting.set(waiting);
         inner.ring();
         pushed
     }
@@ -109,10 +121,15 @@ impl Mailbox {
         inner.ring();
         let bell = Arc::new(Notify::new());
         inner.stream = Some(Open { number: stream, bell: bell.clone() });
-        (inner.outlet.open(has, whole), bell)
+        let opening = inner.outlet.open(has, whole);
+        if let Opening::Whole(patch, _) = &opening {
+            inner.waiting.set(0);
+            inner.sending = Some((Load::of(&self.room, patch.len()), Instant::now()));
+        }
+        (opening, bell)
     }
 
-    /// The patch that a stream is to send now, if there is one.
+    /// The patch that a stream is to send now, if there is one. When it has, it says so.
     pub(crate) fn take(&self, stream: u64) -> Result<Option<(u64, Patch)>, End> {
         let mut inner = self.inner();
         if inner.closed {
@@ -124,14 +141,32 @@ impl Mailbox {
         if inner.outlet.is_lost() {
             return Err(End::Behind);
         }
-        Ok(inner.outlet.take())
+        let taken = inner.outlet.take();
+        if taken.is_some() {
+            let waiting = std::mem::replace(&mut inner.waiting, Load::of(&self.room, 0));
+            inner.sending = Some((waiting, Instant::now()));
+        }
+        Ok(taken)
+    }
+
+    /// A stream has sent what it had to.
+    pub(crate) fn sent(&self, stream: u64) {
+        let mut inner = self.inner();
+        if inner.is_open(stream) {
+            inner.sending = None;
+        }
+    }
+
+    /// What takes very long to be sent counts no more.
+    pub(crate) fn expire(&self, now: Instant) {
+        self.inner().sending.take_if(|(_, since)| now.duration_since(*since) > MAX_SENDING);
     }
 
     /// A stream ends.
     pub(crate) fn leave(&self, stream: u64) {
         let mut inner = self.inner();
         if inner.is_open(stream) {
-            inner.stream = None;
+            (inner.stream, inner.sending) = (None, None);
         }
     }
 

@@ -103,11 +103,13 @@ pub(crate) struct Metrics {
     pub(crate) frontends_left_out: Gauge,
     /// Nodes with a stream.
     pub(crate) nodes_connected: Gauge,
+    /// Nodes whose stream waits for its view.
+    pub(crate) nodes_waiting: Gauge,
     /// Versions of nodes' views.
     pub(crate) view_versions: Counter,
     /// Messages to nodes.
     pub(crate) sent: Family<OfSent, Counter>,
-    /// Nodes that took so little that their changes were dropped for the whole view.
+    /// Nodes whose changes were dropped for the whole view: they took too little, or all together were told too much.
     pub(crate) nodes_behind: Counter,
     /// From a change's arrival here until a node has it in its kernel.
     pub(crate) propagation: Histogram,
@@ -130,6 +132,7 @@ impl Default for Metrics {
             policies_failing_closed: Gauge::default(),
             frontends_left_out: Gauge::default(),
             nodes_connected: Gauge::default(),
+            nodes_waiting: Gauge::default(),
             view_versions: Counter::default(),
             sent: Family::default(),
             nodes_behind: Counter::default(),
@@ -162,6 +165,7 @@ impl Metrics {
             policies_failing_closed,
             frontends_left_out,
             nodes_connected,
+            nodes_waiting,
             view_versions,
             sent,
             nodes_behind,
@@ -185,11 +189,17 @@ impl Metrics {
             frontends_left_out.clone(),
         );
         registry.register("nodes_connected", "Nodes with a stream", nodes_connected.clone());
+        registry.register(
+            "nodes_waiting",
+            "Nodes whose stream waits for its view: until everything was listed, or what is under way to others was sent",
+            nodes_waiting.clone(),
+        );
         registry.register("view_versions", "Versions of nodes' views", view_versions.clone());
         registry.register("sent", "Messages to nodes", sent.clone());
         registry.register(
             "nodes_behind",
-            "Times that a node took so little that its changes were dropped: it asks for the whole view",
+            "Times that a node took so little, or all nodes together were told so much, that its changes were dropped: it \
+             asks for the whole view",
             nodes_behind.clone(),
         );
         registry.register_with_unit(

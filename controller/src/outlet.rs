@@ -42,6 +42,9 @@ pub(crate) enum Lost {
     /// It takes too little.
     #[error("more than {MAX_MERGED} changes wait for the node")]
     Behind,
+    /// It is one of very many that are told very much.
+    #[error("too much is under way to all nodes together")]
+    Crowded,
     /// The patches do not follow each other. Cannot be, unless the engine is wrong.
     #[error(transparent)]
     Patch(#[from] PatchError),
@@ -60,12 +63,13 @@ impl Outlet {
         }
     }
 
-    /// The view changes by `patch`, for a cause that was heard of at `heard`.
+    /// The view changes by `patch`, for a cause that was heard of at `heard`. Where there is no `room`, much is not
+    /// kept.
     ///
     /// # Errors
     ///
     /// [`Lost`], when the node becomes so.
-    pub(crate) fn push(&mut self, patch: Patch, heard: Instant) -> Result<(), Lost> {
+    pub(crate) fn push(&mut self, patch: Patch, heard: Instant, room: bool) -> Result<(), Lost> {
         self.number += 1;
         if patch.logging.is_some() {
             self.logging_number = self.number;
@@ -74,7 +78,16 @@ impl Outlet {
         if self.is_lost() {
             return Ok(());
         }
+        if !room && patch.len() > MAX_MERGED {
+            self.forget();
+            return Err(Lost::Crowded);
+        }
         self.wait(patch).inspect_err(|_| self.forget())
+    }
+
+    /// How many entries wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.as_ref().map_or(0, Patch::len)
     }
 
     fn wait(&mut self, patch: Patch) -> Result<(), Lost> {
@@ -189,7 +202,7 @@ mod tests {
         let mut outlet = Outlet::new(1);
         outlet.open(None, || whole(&first));
         let patch = Patch::between(&first, &second);
-        outlet.push(patch.clone(), Instant::now()).unwrap();
+        outlet.push(patch.clone(), Instant::now(), true).unwrap();
         assert_eq!(outlet.take(), Some((2, patch)));
         assert_eq!(outlet.take(), None);
     }
@@ -218,16 +231,27 @@ mod tests {
         let mut outlet = Outlet::new(1);
         outlet.open(None, Patch::default);
         // One patch of the engine goes as it is, however large.
-        outlet.push(addresses(0..2 * limit), now).unwrap();
+        outlet.push(addresses(0..2 * limit), now, true).unwrap();
         assert_eq!(outlet.take().map(|(_, patch)| patch.len()), Some(2 * MAX_MERGED));
-        outlet.push(addresses(0..limit), now).unwrap();
-        outlet.push(addresses(0..limit), now).unwrap();
-        assert_eq!(outlet.push(addresses(limit..limit + 1), now), Err(Lost::Behind));
+        outlet.push(addresses(0..limit), now, true).unwrap();
+        outlet.push(addresses(0..limit), now, true).unwrap();
+        assert_eq!(outlet.push(addresses(limit..limit + 1), now, true), Err(Lost::Behind));
         assert!(outlet.is_lost());
-        assert_eq!(outlet.push(addresses(0..1), now), Ok(()));
+        assert_eq!(outlet.push(addresses(0..1), now, true), Ok(()));
         assert_eq!((outlet.take(), outlet.waiting.as_ref()), (None, None));
         assert_eq!(outlet.open(Some(2), Patch::default), Opening::Whole(Box::default(), 6));
         assert!(!outlet.is_lost());
+    }
+
+    #[test]
+    fn where_there_is_no_room_only_little_waits() {
+        let (now, limit) = (Instant::now(), MAX_MERGED as u32);
+        let mut outlet = Outlet::new(1);
+        outlet.open(None, Patch::default);
+        outlet.push(addresses(0..limit), now, false).unwrap();
+        assert_eq!((outlet.waiting(), outlet.take().is_some(), outlet.waiting()), (MAX_MERGED, true, 0));
+        assert_eq!(outlet.push(addresses(0..limit + 1), now, false), Err(Lost::Crowded));
+        assert!(outlet.is_lost() && outlet.waiting() == 0);
     }
 
     #[test]
@@ -236,8 +260,8 @@ mod tests {
         let set = |delta| Patch { sets: [(id, delta)].into_iter().collect(), ..Patch::default() };
         let mut outlet = Outlet::new(1);
         outlet.open(None, Patch::default);
-        outlet.push(set(SetDelta::Removed), Instant::now()).unwrap();
-        let wrong = outlet.push(set(SetDelta::Rows(Delta::default())), Instant::now());
+        outlet.push(set(SetDelta::Removed), Instant::now(), true).unwrap();
+        let wrong = outlet.push(set(SetDelta::Rows(Delta::default())), Instant::now(), true);
         assert_eq!(wrong, Err(Lost::Patch(PatchError { what: "a set" })));
         assert!(outlet.is_lost());
     }
@@ -250,9 +274,9 @@ mod tests {
         outlet.acknowledge(1);
         assert!(outlet.runs_logging());
         let logging = durward_proto::Logging { generation: 2, ..Default::default() };
-        outlet.push(Patch { logging: Some(logging), ..Patch::default() }, Instant::now()).unwrap();
+        outlet.push(Patch { logging: Some(logging), ..Patch::default() }, Instant::now(), true).unwrap();
         assert!(!outlet.runs_logging());
-        outlet.push(Patch::between(&view(&[]), &view(&[(1, 1)])), Instant::now()).unwrap();
+        outlet.push(Patch::between(&view(&[]), &view(&[(1, 1)])), Instant::now(), true).unwrap();
         assert!(outlet.acknowledge(99).is_none() && !outlet.runs_logging());
         assert!(outlet.acknowledge(2).is_some() && outlet.runs_logging());
     }
@@ -269,7 +293,7 @@ mod tests {
             node.open(&mut outlet, &current);
             for (hosts, pace) in views[1..].iter().zip(pace) {
                 let next = view(hosts);
-                outlet.push(Patch::between(&current, &next), Instant::now()).unwrap();
+                outlet.push(Patch::between(&current, &next), Instant::now(), true).unwrap();
                 current = next;
                 match pace {
                     0 => drop(node.take(&mut outlet)),

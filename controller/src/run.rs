@@ -26,6 +26,7 @@ use crate::initial;
 use crate::keeper::Keeper;
 use crate::logging::Progress;
 use crate::metrics::{Kind, Metrics};
+use crate::room::{self, Room};
 use crate::serve::{self, Service};
 use crate::service;
 use crate::task::{Change, Task};
@@ -137,7 +138,8 @@ pub async fn run(
     watches.spawn(Keeper::new(client.clone(), around, progressed).run());
     watches.spawn(event::write(client, written, metrics.clone()));
 
-    let task = Task::new(progress, backends, notices, health.clone(), metrics.clone());
+    let room = Room::new(room::MOST);
+    let task = Task::new(room, progress, backends, notices, health.clone(), metrics.clone());
     let task = tokio::spawn(task.run(changed, asked, stopped()));
     let service = Service { asks, epoch: epoch(), metrics };
     let mut grpc = tokio::spawn(serve::serve(service, listeners.grpc, stopped()));

@@ -150,7 +150,10 @@ impl Talk {
             if let Some(mut sending) = self.sending.take() {
                 // Else tonic would gather parts in the buffer that it keeps.
                 tokio::task::yield_now().await;
-                let Some(part) = sending.parts.next() else { return Ok(sending.last) };
+                let Some(part) = sending.parts.next() else {
+                    self.mailbox.sent(self.stream);
+                    return Ok(sending.last);
+                };
                 self.sending = Some(sending);
                 return Ok(to_node::Message::Part(part));
             }
@@ -160,6 +163,7 @@ impl Talk {
                 let last = to_node::Message::Change(wire::Change { to, patch: Some(last) });
                 metrics.sent(Sent::Change);
                 if first.is_empty() {
+                    self.mailbox.sent(self.stream);
                     return Ok(last);
                 }
                 self.sending = Some(Sending { parts: first.into_iter(), last });
@@ -246,11 +250,12 @@ mod tests {
     use futures::{FutureExt, StreamExt};
 
     use super::*;
+    use crate::room::Room;
 
     #[tokio::test]
     async fn parts_of_a_view_leave_one_by_one() {
         const PARTS: usize = 3;
-        let (mailbox, stream) = (Arc::new(Mailbox::new(1, Detail::Frontends)), 1);
+        let (mailbox, stream) = (Arc::new(Mailbox::new(1, Detail::Frontends, Room::new(1))), 1);
         let (_, bell) = mailbox.open(stream, None, Patch::default);
         let sending = Sending {
             parts: vec![Bytes::new(); PARTS - 1].into_iter(),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use durward_engine::object::{Event, Key, Policy};
-use durward_engine::{Detail, Engine, Fault, LeftOut, Limits, Outcome};
-use durward_proto::{Identity, Logging, NodeReport, Workload};
+use durward_engine::{Detail, Engine, Fault, LeftOut, Limits, News, Outcome};
+use durward_proto::{Identity, Logging, NodeReport, Patch, Workload};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -25,6 +25,7 @@ use crate::logging::Progress;
 use crate::mailbox::{Leave, Mailbox};
 use crate::metrics::{Kind, Metrics};
 use crate::outlet::{Lost, Opening};
+use crate::room::Room;
 
 /// How many changes are applied at once at most.
 const MAX_BATCH: usize = 1024;
@@ -92,7 +93,7 @@ impl From<UnknownNode> for tonic::Status {
     }
 }
 
-/// A stream that waits until everything was listed.
+/// A stream that waits until everything was listed, and there is room for its view.
 #[derive(Debug)]
 struct Waiting {
     has: Option<u64>,
@@ -114,6 +115,7 @@ pub(crate) struct Task {
     backends: watch::Sender<bool>,
     slices_listed: bool,
     waiting: HashMap<Arc<str>, Waiting>,
+    room: Arc<Room>,
     problems: HashMap<Arc<str>, Vec<String>>,
     /// Of all policies, so that an Event can be found with its policy.
     policy_uids: HashMap<Key, Arc<str>>,
@@ -134,6 +136,7 @@ impl Change {
 
 impl Task {
     pub(crate) fn new(
+        room: Arc<Room>,
         progress: watch::Sender<Progress>,
         backends: watch::Sender<bool>,
         notices: Notices,
@@ -151,6 +154,7 @@ impl Task {
             backends,
             slices_listed: false,
             waiting: HashMap::new(),
+            room,
             problems: HashMap::new(),
             policy_uids: HashMap::new(),
             failing_closed: BTreeMap::new(),
@@ -174,6 +178,7 @@ impl Task {
         let mut count = tokio::time::interval(PROGRESS_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reconsider = tokio::time::interval(RECONSIDER_INTERVAL);
+        let room = self.room.clone();
         loop {
             tokio::select! {
                 received = changes.recv_many(&mut batch, MAX_BATCH) => {
@@ -186,6 +191,7 @@ impl Task {
                     Some(ask) => self.answer(ask),
                     None => break,
                 },
+                () = room.freed() => self.serve_waiting(),
                 _ = count.tick() => self.count(),
                 _ = reconsider.tick() => {
                     let begun = Instant::now();
@@ -224,8 +230,9 @@ impl Task {
                 Change::Listed(kind) => listed.push(kind),
             }
         }
-        let outcome = self.engine.apply(events);
-        self.publish(outcome, heard);
+        let Self { engine, mailboxes, metrics, .. } = self;
+        let news = engine.apply_each(events, |node, patch| push(mailboxes, metrics, node, patch, heard));
+        self.tell(news);
         if !listed.is_empty() {
             self.unlisted.retain(|kind| !listed.contains(kind));
             self.slices_listed |= listed.contains(&Kind::EndpointSlice);
@@ -233,36 +240,23 @@ impl Task {
         }
     }
 
-    fn publish(&mut self, outcome: Outcome, heard: Instant) {
-        let Outcome { patches, faults, left_out } = outcome;
-        for (node, patch) in patches {
-            let Some(mailbox) = self.mailboxes.get(&node) else { continue };
-            self.metrics.view_versions.inc();
-            // The node keeps what it has until it comes back, and is told the whole view then.
-            match mailbox.push(patch, heard) {
-                Ok(()) => {}
-                Err(Lost::Behind) => {
-                    self.metrics.nodes_behind.inc();
-                }
-                Err(Lost::Patch(error)) => error!(%error, node = &*node, "a node's view went wrong"),
-            }
-        }
-        self.tell(faults);
-        self.tell_left_out(left_out);
-    }
-
     /// Tries nodes again that have no room for some namespaces: one, and others as long as there is time.
     fn reconsider(&mut self, time: Duration) {
         let begun = Instant::now();
         while let Some(outcome) = self.engine.reconsider() {
-            self.publish(outcome, Instant::now());
+            let Outcome { patches, news } = outcome;
+            for (node, patch) in patches {
+                push(&self.mailboxes, &self.metrics, &node, patch, Instant::now());
+            }
+            self.tell(news);
             if begun.elapsed() >= time {
                 break;
             }
         }
     }
 
-    fn tell(&mut self, faults: BTreeMap<Key, Option<Fault>>) {
+    fn tell(&mut self, News { faults, left_out }: News) {
+        self.tell_left_out(left_out);
         for (key, fault) in faults {
             let Some(fault) = fault else {
                 self.failing_closed.remove(&key);
@@ -309,15 +303,19 @@ impl Task {
         }
         info!(nodes = self.nodes.len(), "in sync");
         self.health.synced();
-        let slices_listed = self.slices_listed;
-        let ready: Vec<_> = self
-            .waiting
-            .extract_if(|_, waiting| slices_listed || waiting.detail == Detail::Frontends)
-            .collect();
-        for (node, Waiting { has, detail, reply }) in ready {
-            let subscription = self.subscribe(&node, has, detail);
+        self.serve_waiting();
+    }
+
+    /// Serves those that wait, as long as there is room for their views.
+    fn serve_waiting(&mut self) {
+        while !self.room.is_full() {
+            let mut ready = self.waiting.iter().filter(|(_, waiting)| self.is_ready(waiting.detail));
+            let Some(node) = ready.next().map(|(node, _)| node.clone()) else { return };
+            let Some(Waiting { has, detail, reply }) = self.waiting.remove(&node) else { return };
             // Who does not wait any more comes back.
-            let _ = reply.send(subscription);
+            if !reply.is_closed() {
+                let _ = reply.send(self.subscribe(&node, has, detail));
+            }
         }
     }
 
@@ -328,7 +326,7 @@ impl Task {
 
     pub(crate) fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Subscribe { node, has, detail, reply } if !self.is_ready(detail) => {
+            Ask::Subscribe { node, has, detail, reply } if !self.is_ready(detail) || self.room.is_full() => {
                 if detail == Detail::Backends {
                     self.backends.send_replace(true);
                 }
@@ -367,7 +365,7 @@ impl Task {
             None => {
                 // A node that was forgotten and comes back must not find an old number with a new content.
                 self.views += 1;
-                let mailbox = Arc::new(Mailbox::new((self.views << 32) | 1, detail));
+                let mailbox = Arc::new(Mailbox::new((self.views << 32) | 1, detail, self.room.clone()));
                 self.metrics.view_versions.inc();
                 self.mailboxes.insert(node.clone(), mailbox.clone());
                 mailbox
@@ -416,13 +414,36 @@ impl Task {
 
     /// Counts what is counted at times, not at each change.
     fn count(&mut self) {
+        let now = Instant::now();
+        self.mailboxes.values().for_each(|mailbox| mailbox.expire(now));
         let connected = self.mailboxes.values().filter(|mailbox| mailbox.is_connected()).count();
         let applied = self.mailboxes.values().filter(|mailbox| mailbox.runs_logging()).count();
         self.metrics.nodes_connected.set(connected as i64);
+        self.metrics.nodes_waiting.set(self.waiting.len() as i64);
         self.metrics.nodes_with_problems.set(self.problems.len() as i64);
         self.metrics.frontends_left_out.set(self.engine.sizes().frontends_left_out as i64);
         let progress = Progress { generation: self.logging.generation, applied, total: self.nodes.len() };
         self.progress.send_if_modified(|old| std::mem::replace(old, progress) != progress);
+    }
+}
+
+/// What changes in a node's view waits for its stream.
+fn push(
+    mailboxes: &HashMap<Arc<str>, Arc<Mailbox>>,
+    metrics: &Metrics,
+    node: &Arc<str>,
+    patch: Patch,
+    heard: Instant,
+) {
+    let Some(mailbox) = mailboxes.get(node) else { return };
+    metrics.view_versions.inc();
+    // The node keeps what it has until it comes back, and is told the whole view then.
+    match mailbox.push(patch, heard) {
+        Ok(()) => {}
+        Err(Lost::Behind | Lost::Crowded) => {
+            metrics.nodes_behind.inc();
+        }
+        Err(Lost::Patch(error)) => error!(%error, node = &**node, "a node's view went wrong"),
     }
 }
 

@@ -4,9 +4,9 @@ use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use durward_engine::Detail;
 use durward_engine::object::{Event, Key, Pod, Protocol, Service as Called, ServicePort};
-use durward_engine::sample::{block, egress, ingress, rule};
+use durward_engine::sample::{block, egress, ingress, pods, rule};
+use durward_engine::{Detail, Limits};
 use durward_proto::wire::control_client::ControlClient;
 use durward_proto::wire::{FromNode, Hello, from_node};
 use durward_proto::{Direction, Identity, LateAttach, LogMode, Logging, NodeView, PodName, PortKey, ToNode};
@@ -25,6 +25,7 @@ use crate::health::Health;
 use crate::identity::PodIdentity;
 use crate::logging::Progress;
 use crate::metrics::Kind;
+use crate::room::{self, Room};
 use crate::task::{Change, Task};
 
 /// No wait here should take a second; a machine that is busy may take long.
@@ -57,13 +58,18 @@ struct Controller {
 impl Controller {
     /// One that has listed everything, and found the node.
     async fn start() -> Self {
+        Self::with_room(room::MOST).await
+    }
+
+    /// One with room for so many entries on their way.
+    async fn with_room(most: usize) -> Self {
         let metrics = Arc::new(Metrics::default());
         let (notices, told) = Notices::new(metrics.clone());
         let ((changes, changed), (asks, asked)) = (mpsc::channel(16), mpsc::channel(16));
         let (progress, progressed) = watch::channel(Progress::default());
         let (stop, stopped) = oneshot::channel();
         let backends = watch::Sender::new(false);
-        let task = Task::new(progress, backends, notices, Arc::default(), metrics.clone());
+        let task = Task::new(Room::new(most), progress, backends, notices, Arc::default(), metrics.clone());
         tokio::spawn(task.run(changed, asked, async { drop(stopped.await) }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -94,8 +100,12 @@ impl Controller {
     }
 
     async fn node(&self, has: Option<Version>) -> Node {
-        let has = has.map(wire::Version::from);
-        self.say(from_node::Message::Hello(Hello { node: "node-1".to_owned(), has, backends: false })).await
+        self.named("node-1", has).await
+    }
+
+    async fn named(&self, name: &str, has: Option<Version>) -> Node {
+        let (node, has) = (name.to_owned(), has.map(wire::Version::from));
+        self.say(from_node::Message::Hello(Hello { node, has, backends: false })).await
     }
 
     async fn say(&self, first: from_node::Message) -> Node {
@@ -301,13 +311,46 @@ async fn a_change_does_not_wait_for_the_confirmation_of_the_one_before() {
 }
 
 #[tokio::test]
+async fn what_is_too_much_for_all_nodes_at_once_they_are_told_one_after_the_other() {
+    const PODS: usize = 5_000;
+    let names = ["node-1", "node-2", "node-3"];
+    let controller = Controller::with_room(1).await;
+    for (number, name) in names.into_iter().enumerate() {
+        let pod = Pod { node: Some(name.into()), ..pod(PODS + number, 2) };
+        controller.tell([Change::Node(name.into(), true), Change::Engine(Event::Pod(pod))]).await;
+    }
+    let others = (0..PODS).map(|number| Pod { node: None, ..pod(number, 1) });
+    controller.tell(others.map(|pod| Change::Engine(Event::Pod(pod)))).await;
+    let mut nodes = vec![];
+    for name in names {
+        let mut node = controller.named(name, None).await;
+        node.open().await;
+        nodes.push(node);
+    }
+    let policy = ingress("shop/all", "", [rule([pods("")], [])]);
+    controller.tell([Change::Policy(policy, "uid".into())]).await;
+    let mut begun_anew = 0;
+    for (mut node, name) in nodes.into_iter().zip(names) {
+        while node.view.addresses.len() < PODS + names.len() {
+            if let Err(status) = node.hear().await {
+                assert_eq!(status.code(), Code::Aborted);
+                begun_anew += 1;
+                node = controller.named(name, node.has).await;
+            }
+        }
+    }
+    // The first had room, or what there was.
+    assert!(begun_anew > 0 && begun_anew < names.len(), "{begun_anew} nodes began anew");
+}
+
+#[tokio::test]
 async fn a_change_that_is_larger_than_any_message_comes_in_parts() {
     let controller = Controller::start().await;
     let mut node = controller.node(None).await;
     node.open().await;
     let port = |number| ServicePort { name: "".into(), protocol: Protocol::Tcp, number, node_port: None };
     let service = Called {
-        key: Key::new("shop", "w".repeat(63)),
+        key: Key::new("s".repeat(63), "w".repeat(63)),
         addresses: (1..=10).map(|n| IpAddr::from([10, 96, 0, n])).collect(),
         ports: (1..=10_000).map(port).collect(),
     };
@@ -320,7 +363,7 @@ async fn a_change_that_is_larger_than_any_message_comes_in_parts() {
     }
     // A tonic client takes 4 MiB at once.
     assert!(parts * durward_proto::encode::MAX_PART_BYTES > 4 << 20, "{parts} parts");
-    assert_eq!(node.view.services.len(), 100_000);
+    assert_eq!(node.view.services.len(), Limits::default().frontends_per_node);
     controller.log(5).await;
     while node.view.logging != logging(5) {
         node.hear().await.unwrap();
@@ -478,7 +521,8 @@ fn nothing_is_published_before_every_kind_was_listed() {
     let (progress, _progressed) = watch::channel(Progress::default());
     let health = Arc::new(Health::default());
     let (backends, wanted) = watch::channel(false);
-    let mut task = Task::new(progress, backends, notices, health.clone(), metrics);
+    let room = Room::new(room::MOST);
+    let mut task = Task::new(room, progress, backends, notices, health.clone(), metrics);
     let nodes = ["node-1", "node-2"].map(|node| Change::Node(node.into(), true));
     task.apply(nodes.into_iter(), Instant::now());
     let (reply, mut answer) = oneshot::channel();

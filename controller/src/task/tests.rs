@@ -9,7 +9,7 @@ fn task(nodes: &[&str]) -> (Task, mpsc::Receiver<Notice>) {
     let metrics = Arc::new(Metrics::default());
     let (notices, told) = Notices::new(metrics.clone());
     let (progress, backends) = (watch::Sender::default(), watch::Sender::new(false));
-    let mut task = Task::new(progress, backends, notices, Arc::default(), metrics);
+    let mut task = Task::new(Room::new(1), progress, backends, notices, Arc::default(), metrics);
     task.engine = Engine::new(Limits { atoms_per_node: 1, frontends_per_node: 2, ..Limits::default() });
     nodes.iter().for_each(|node| drop(task.engine.subscribe(node)));
     (task, told)
@@ -54,26 +54,51 @@ fn nodes_are_tried_as_long_as_there_is_time_and_one_in_any_case() {
     assert_eq!(task.metrics.policies_failing_closed.get(), 0);
 }
 
+fn subscribe(task: &mut Task, node: &str) -> oneshot::Receiver<Result<Subscription, UnknownNode>> {
+    let (reply, answer) = oneshot::channel();
+    task.answer(Ask::Subscribe { node: node.into(), has: None, detail: Detail::Frontends, reply });
+    answer
+}
+
 #[test]
 fn a_node_that_goes_while_it_subscribes_is_not_connected() {
     let (mut task, _told) = task(&[]);
     task.nodes.insert("a".into());
     task.unlisted.clear();
-    let subscribe = || {
-        let (reply, answer) = oneshot::channel();
-        (Ask::Subscribe { node: "a".into(), has: None, detail: Detail::Frontends, reply }, answer)
-    };
-    let connected = |task: &mut Task, ask| {
-        task.answer(ask);
+    let connected = |task: &mut Task| {
         task.count();
         task.metrics.nodes_connected.get()
     };
-    let (ask, answer) = subscribe();
-    assert_eq!(connected(&mut task, ask), 1);
+    let answer = subscribe(&mut task, "a");
+    assert_eq!(connected(&mut task), 1);
     drop(answer);
-    let (ask, answer) = subscribe();
-    drop(answer);
-    assert_eq!(connected(&mut task, ask), 0);
+    assert_eq!(connected(&mut task), 0);
+}
+
+#[test]
+fn who_asks_for_its_view_waits_while_there_is_no_room() {
+    let (mut task, _told) = task(&[]);
+    task.unlisted.clear();
+    for node in ["a", "b", "gone", "c"] {
+        task.apply([Change::Node(node.into(), true), pod_on(node, 1)].into_iter(), Instant::now());
+    }
+    let first = subscribe(&mut task, "a").try_recv().unwrap().unwrap();
+    let (mut second, gone) = (subscribe(&mut task, "b"), subscribe(&mut task, "gone"));
+    drop(gone);
+    task.serve_waiting();
+    task.count();
+    assert!(second.try_recv().is_err() && task.metrics.nodes_waiting.get() == 2);
+    first.mailbox.sent(first.stream);
+    // Which of them is first is not said; who is gone takes no room.
+    task.serve_waiting();
+    let second = second.try_recv().unwrap().unwrap();
+    let mut third = subscribe(&mut task, "c");
+    // A node that hangs keeps it for a while only.
+    second.mailbox.expire(Instant::now());
+    assert!(task.room.is_full());
+    second.mailbox.expire(Instant::now() + Duration::from_secs(31));
+    task.serve_waiting();
+    assert!(third.try_recv().unwrap().is_ok());
 }
 
 #[test]
