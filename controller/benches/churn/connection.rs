@@ -80,24 +80,22 @@ impl Connection {
         self.send(DATA, 0, STREAM, &body).await;
     }
 
-    /// The next message.
-    pub(crate) async fn hear(&mut self) -> to_node::Message {
+    /// The next message; none if the controller ends the stream.
+    pub(crate) async fn hear(&mut self) -> Option<to_node::Message> {
         loop {
             if let Some(message) = self.message() {
-                return message;
+                return Some(message);
             }
             let Frame { kind, flags, payload } = self.frame().await;
             match kind {
-                DATA | HEADERS => {
-                    assert_eq!(flags & END_STREAM, 0, "the controller ended a stream");
-                    if kind == DATA {
-                        assert_eq!(flags & PADDED, 0, "the controller pads no frames");
-                        self.carried.extend_from_slice(&payload);
-                    }
+                DATA | HEADERS if flags & END_STREAM != 0 => return None,
+                DATA => {
+                    assert_eq!(flags & PADDED, 0, "the controller pads no frames");
+                    self.carried.extend_from_slice(&payload);
                 }
                 SETTINGS if flags & ACK == 0 => self.send(SETTINGS, ACK, 0, &[]).await,
                 PING if flags & ACK == 0 => self.send(PING, ACK, 0, &payload).await,
-                RST_STREAM | GOAWAY => panic!("the controller ended a stream"),
+                RST_STREAM | GOAWAY => return None,
                 _ => {}
             }
         }

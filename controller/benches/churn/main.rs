@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on says where")]
 
 mod connection;
+mod crowd;
 mod daemon;
 mod events;
 mod json;
@@ -42,17 +43,18 @@ fn main() {
     let runtime = Runtime::new().unwrap();
     let nodes = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(measure_services(&nodes));
+    runtime.block_on(measure_crowd(&nodes));
     runtime.block_on(measure(&nodes));
 }
 
 /// What it takes the daemon until all nodes have their views where there are Services, of which each hears. The nodes
 /// only take what comes: to read it all would cost this machine more than is measured.
 async fn measure_services(runtime_of_nodes: &Runtime) {
-    let (api, _changes) = server::start(SERVICES).await;
+    let (api, _changes) = server::start(SERVICES, vec![], "pods").await;
     let daemon = Daemon::start(api);
     daemon.is_ready().await;
     let (before, begin) = (daemon.cpu(), Instant::now());
-    let opened = runtime_of_nodes.spawn(nodes::open_all(daemon.grpc)).await.unwrap();
+    let opened = runtime_of_nodes.spawn(nodes::open_all(daemon.grpc, SUBSCRIBERS)).await.unwrap();
     let (cpu, seconds) = ((daemon.cpu() - before).as_secs_f64(), begin.elapsed().as_secs_f64());
     println!("{} nodes have their views and {SERVICES} Services after {seconds:.1} s", opened.len());
     println!("  the daemon needed {cpu:.1} s of CPU");
@@ -60,9 +62,28 @@ async fn measure_services(runtime_of_nodes: &Runtime) {
     println!("{{\"services_cpu_s\":{cpu:.1}}}");
 }
 
+/// The most memory that the daemon takes when a policy comes that has pods on many nodes and mentions very many others:
+/// what all nodes together are to be told is far more than what any is.
+async fn measure_crowd(runtime_of_nodes: &Runtime) {
+    let (api, changes) = server::start(0, crowd::pods(), "networkpolicies").await;
+    let daemon = Daemon::start(api);
+    daemon.is_ready().await;
+    let grpc = daemon.grpc;
+    let opened = runtime_of_nodes.spawn(nodes::open_all(grpc, crowd::NODES)).await.unwrap();
+    let (before, cpu, begin) = (daemon.resident_mb("VmHWM"), daemon.cpu(), Instant::now());
+    let begun_anew =
+        runtime_of_nodes.spawn(async move { crowd::hear(grpc, opened, &changes).await }).await.unwrap();
+    let (most, cpu) = (daemon.resident_mb("VmHWM"), (daemon.cpu() - cpu).as_secs_f64());
+    let seconds = begin.elapsed().as_secs_f64();
+    println!("{} nodes were told what one policy mentions after {seconds:.1} s", crowd::NODES);
+    println!("  {begun_anew} began anew; the daemon needed {cpu:.1} s of CPU");
+    println!("  at most {before:.0} MB were resident before, and {most:.0} then");
+    println!("{{\"crowd_mb\":{most:.0}}}");
+}
+
 async fn measure(runtime_of_nodes: &Runtime) {
     let sent = Arc::new(Sent::new());
-    let (api, changes) = server::start(0).await;
+    let (api, changes) = server::start(0, vec![], "pods").await;
     let begin = Instant::now();
     let daemon = Daemon::start(api);
     daemon.is_ready().await;
@@ -71,7 +92,7 @@ async fn measure(runtime_of_nodes: &Runtime) {
 
     let (latencies, counts) = (Arc::new(Latencies::default()), Arc::new(AtomicBool::new(false)));
     let begin = Instant::now();
-    let opened = runtime_of_nodes.spawn(nodes::open_all(daemon.grpc)).await.unwrap();
+    let opened = runtime_of_nodes.spawn(nodes::open_all(daemon.grpc, SUBSCRIBERS)).await.unwrap();
     let listen = |connection| {
         let listens = nodes::listen(connection, sent.clone(), latencies.clone(), counts.clone());
         runtime_of_nodes.spawn(listens)

@@ -8,10 +8,10 @@ use std::time::Duration;
 use durward_proto::wire::{FromNode, Hello, Patch, from_node, to_node};
 use tokio::task::JoinSet;
 
+use crate::PATIENCE;
 use crate::connection::Connection;
 use crate::events::Sent;
 use crate::scenario::node;
-use crate::{PATIENCE, SUBSCRIBERS};
 
 /// As many connect at a time.
 const AT_ONCE: usize = 64;
@@ -68,28 +68,34 @@ impl Latencies {
     }
 }
 
-/// Subscribes all nodes; they have their views when this is done.
-pub(crate) async fn open_all(controller: SocketAddr) -> Vec<Connection> {
+/// Subscribes so many nodes; they have their views when this is done.
+pub(crate) async fn open_all(controller: SocketAddr, nodes: usize) -> Vec<Connection> {
     let (mut opening, mut opened) = (JoinSet::new(), vec![]);
-    for n in 0..SUBSCRIBERS {
+    for n in 0..nodes {
         if opening.len() >= AT_ONCE {
             opened.extend(opening.join_next().await.map(|opened| opened.unwrap()));
         }
         opening.spawn(async move {
             let opened = tokio::time::timeout(PATIENCE, open(controller, node(n))).await;
-            opened.expect("a node is served in time")
+            (n, opened.expect("a node is served in time"))
         });
     }
     opened.extend(opening.join_all().await);
-    opened
+    opened.sort_unstable_by_key(|&(n, _)| n);
+    opened.into_iter().map(|(_, connection)| connection).collect()
 }
 
-/// Subscribes a node and hears its view.
-async fn open(controller: SocketAddr, node: String) -> Connection {
+/// Subscribes a node, which is told its view next.
+pub(crate) async fn begin(controller: SocketAddr, node: String) -> Connection {
     let mut connection = Connection::open(controller).await;
     let hello = from_node::Message::Hello(Hello { node, has: None, backends: false });
     connection.say(FromNode { message: Some(hello) }).await;
-    while !matches!(connection.hear().await, to_node::Message::InSync(_)) {}
+    connection
+}
+
+async fn open(controller: SocketAddr, node: String) -> Connection {
+    let mut connection = begin(controller, node).await;
+    while !matches!(connection.hear().await.expect("it is served"), to_node::Message::InSync(_)) {}
     connection
 }
 
@@ -101,7 +107,7 @@ pub(crate) async fn listen(
     counts: Arc<AtomicBool>,
 ) {
     loop {
-        let to_node::Message::Change(change) = connection.hear().await else {
+        let Some(to_node::Message::Change(change)) = connection.hear().await else {
             panic!("only changes come after the view")
         };
         let patch = change.patch.unwrap();

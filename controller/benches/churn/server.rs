@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{Path, Request};
 use axum::routing::{any, get};
 use bytes::{Bytes, BytesMut};
-use durward_engine::object::Event;
+use durward_engine::object::{Event, Pod};
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,8 +23,13 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 /// How many lines are written at once.
 const LINES: usize = 256;
 
-/// Serves the cluster with so many Services; gives where, and what is written to the watch of pods from then on.
-pub(crate) async fn start(services: usize) -> (SocketAddr, Sender<Bytes>) {
+/// Serves the cluster with so many Services, and these pods; gives where, and what is written to the watch of what changes
+/// from then on.
+pub(crate) async fn start(
+    services: usize,
+    pods: Vec<Pod>,
+    changing: &'static str,
+) -> (SocketAddr, Sender<Bytes>) {
     let (changes, changed) = mpsc::channel(8_192);
     let changed = Arc::new(Mutex::new(Some(changed)));
     let of = move |resource: String| -> Box<dyn Iterator<Item = Bytes> + Send> {
@@ -33,18 +38,21 @@ pub(crate) async fn start(services: usize) -> (SocketAddr, Sender<Bytes>) {
             "nodes" => Box::new((0..huge.nodes).map(|n| added(&json::node(&scenario::node(n))))),
             "services" => Box::new((0..services).map(|n| added(&json::service(n)))),
             "networkloggings" => Box::new(std::iter::once(added(&json::logging()))),
-            _ => Box::new(huge.events().filter_map(move |event| match (&*resource, event) {
-                ("pods", Event::Pod(pod)) => Some(added(&json::pod(&pod))),
-                ("namespaces", Event::Namespace(namespace)) => Some(added(&json::namespace(&namespace))),
-                ("networkpolicies", Event::Policy(policy)) => Some(added(&json::policy(&policy))),
-                _ => None,
-            })),
+            _ => {
+                let events = huge.events().chain(pods.clone().into_iter().map(Event::Pod));
+                Box::new(events.filter_map(move |event| match (&*resource, event) {
+                    ("pods", Event::Pod(pod)) => Some(added(&json::pod(&pod))),
+                    ("namespaces", Event::Namespace(namespace)) => Some(added(&json::namespace(&namespace))),
+                    ("networkpolicies", Event::Policy(policy)) => Some(added(&json::policy(&policy))),
+                    _ => None,
+                }))
+            }
         }
     };
     let serve = move |Path(resource): Path<String>, request: Request| {
         let is_first = request.uri().query().is_some_and(|query| query.contains("sendInitialEvents=true"));
         assert!(is_first, "the daemon lost a watch: {}", request.uri());
-        let later = (resource == "pods").then(|| changed.lock().unwrap().take().unwrap());
+        let later = (resource == changing).then(|| changed.lock().unwrap().take().unwrap());
         let body = watch(of(resource), later);
         async move { body }
     };
