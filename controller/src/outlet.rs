@@ -10,6 +10,8 @@ use durward_proto::{Patch, PatchError};
 
 /// How many entries a patch that was merged may change; by then the whole view is about as cheap.
 const MAX_MERGED: usize = 4096;
+/// How many a patch may change that waits while there is no room: a few events' worth.
+const MAX_CROWDED: usize = 256;
 
 /// What of a node's view its stream has not taken.
 #[derive(Debug)]
@@ -63,7 +65,7 @@ impl Outlet {
         }
     }
 
-    /// The view changes by `patch`, for a cause that was heard of at `heard`. Where there is no `room`, much is not
+    /// The view changes by `patch`, for a cause that was heard of at `heard`. Where there is no `room`, only little is
     /// kept.
     ///
     /// # Errors
@@ -78,11 +80,7 @@ impl Outlet {
         if self.is_lost() {
             return Ok(());
         }
-        if !room && patch.len() > MAX_MERGED {
-            self.forget();
-            return Err(Lost::Crowded);
-        }
-        self.wait(patch).inspect_err(|_| self.forget())
+        self.wait(patch, room).inspect_err(|_| self.forget())
     }
 
     /// How many entries wait.
@@ -90,7 +88,7 @@ impl Outlet {
         self.waiting.as_ref().map_or(0, Patch::len)
     }
 
-    fn wait(&mut self, patch: Patch) -> Result<(), Lost> {
+    fn wait(&mut self, patch: Patch, room: bool) -> Result<(), Lost> {
         match &mut self.waiting {
             None => self.waiting = Some(patch),
             Some(waiting) => {
@@ -100,7 +98,7 @@ impl Outlet {
                 }
             }
         }
-        Ok(())
+        if room || self.waiting() <= MAX_CROWDED { Ok(()) } else { Err(Lost::Crowded) }
     }
 
     /// The patch that the stream is to send now, and the version that it leads to.
@@ -245,13 +243,21 @@ mod tests {
 
     #[test]
     fn where_there_is_no_room_only_little_waits() {
-        let (now, limit) = (Instant::now(), MAX_MERGED as u32);
-        let mut outlet = Outlet::new(1);
-        outlet.open(None, Patch::default);
+        let (now, limit) = (Instant::now(), MAX_CROWDED as u32);
+        let open = || {
+            let mut outlet = Outlet::new(1);
+            outlet.open(None, Patch::default);
+            outlet
+        };
+        let mut outlet = open();
         outlet.push(addresses(0..limit), now, false).unwrap();
-        assert_eq!((outlet.waiting(), outlet.take().is_some(), outlet.waiting()), (MAX_MERGED, true, 0));
-        assert_eq!(outlet.push(addresses(0..limit + 1), now, false), Err(Lost::Crowded));
-        assert!(outlet.is_lost() && outlet.waiting() == 0);
+        assert_eq!((outlet.waiting(), outlet.take().is_some(), outlet.waiting()), (MAX_CROWDED, true, 0));
+        for first in [None, Some(addresses(0..limit))] {
+            let mut outlet = open();
+            first.into_iter().for_each(|first| outlet.push(first, now, true).unwrap());
+            assert_eq!(outlet.push(addresses(0..limit + 1), now, false), Err(Lost::Crowded));
+            assert!(outlet.is_lost() && outlet.waiting() == 0);
+        }
     }
 
     #[test]
