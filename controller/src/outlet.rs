@@ -10,7 +10,7 @@ use durward_proto::{Patch, PatchError};
 
 /// How many entries a patch that was merged may change; by then the whole view is about as cheap.
 const MAX_MERGED: usize = 4096;
-/// How many a patch may change that waits while there is no room: a few events' worth.
+/// How many a patch may change that comes while there is no room: a few events' worth.
 const MAX_CROWDED: usize = 256;
 
 /// What of a node's view its stream has not taken.
@@ -80,7 +80,9 @@ impl Outlet {
         if self.is_lost() {
             return Ok(());
         }
-        self.wait(patch, room).inspect_err(|_| self.forget())
+        let fits = room || patch.len() <= MAX_CROWDED;
+        let waits = if fits { self.wait(patch) } else { Err(Lost::Crowded) };
+        waits.inspect_err(|_| self.forget())
     }
 
     /// How many entries wait.
@@ -88,7 +90,7 @@ impl Outlet {
         self.waiting.as_ref().map_or(0, Patch::len)
     }
 
-    fn wait(&mut self, patch: Patch, room: bool) -> Result<(), Lost> {
+    fn wait(&mut self, patch: Patch) -> Result<(), Lost> {
         match &mut self.waiting {
             None => self.waiting = Some(patch),
             Some(waiting) => {
@@ -98,7 +100,7 @@ impl Outlet {
                 }
             }
         }
-        if room || self.waiting() <= MAX_CROWDED { Ok(()) } else { Err(Lost::Crowded) }
+        Ok(())
     }
 
     /// The patch that the stream is to send now, and the version that it leads to.
@@ -244,20 +246,14 @@ mod tests {
     #[test]
     fn where_there_is_no_room_only_little_waits() {
         let (now, limit) = (Instant::now(), MAX_CROWDED as u32);
-        let open = || {
-            let mut outlet = Outlet::new(1);
-            outlet.open(None, Patch::default);
-            outlet
-        };
-        let mut outlet = open();
-        outlet.push(addresses(0..limit), now, false).unwrap();
-        assert_eq!((outlet.waiting(), outlet.take().is_some(), outlet.waiting()), (MAX_CROWDED, true, 0));
-        for first in [None, Some(addresses(0..limit))] {
-            let mut outlet = open();
-            first.into_iter().for_each(|first| outlet.push(first, now, true).unwrap());
-            assert_eq!(outlet.push(addresses(0..limit + 1), now, false), Err(Lost::Crowded));
-            assert!(outlet.is_lost() && outlet.waiting() == 0);
-        }
+        let mut outlet = Outlet::new(1);
+        outlet.open(None, Patch::default);
+        // What had room is not given up for a little more.
+        outlet.push(addresses(0..4 * limit), now, true).unwrap();
+        outlet.push(addresses(4 * limit..5 * limit), now, false).unwrap();
+        assert_eq!((outlet.waiting(), outlet.take().is_some(), outlet.waiting()), (5 * MAX_CROWDED, true, 0));
+        assert_eq!(outlet.push(addresses(0..limit + 1), now, false), Err(Lost::Crowded));
+        assert!(outlet.is_lost() && outlet.waiting() == 0);
     }
 
     #[test]
