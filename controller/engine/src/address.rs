@@ -9,6 +9,7 @@ use durward_proto::{AtomId, Delta};
 use litemap::LiteMap;
 use smallvec::SmallVec;
 
+use crate::alike::Found;
 use crate::block::Prefixes;
 use crate::elements::Element;
 use crate::rules::Term;
@@ -159,6 +160,20 @@ impl Refresh<'_> {
 
     /// All addresses of a view that had none.
     fn all_addresses(&mut self) -> Delta<IpAddr, AtomId> {
+        // Blocks would have to be the same, too.
+        let is_alike = self.view.blocks.atoms().is_empty() && self.alike.is_alike(&self.view.terms);
+        let found = match self.alike.found.take_if(|_| is_alike) {
+            Some(found) => found,
+            None => self.find_all(),
+        };
+        found.atoms.iter().for_each(|&(atom, times)| self.atoms.add_times(atom, times));
+        if is_alike {
+            self.alike.found = Some(found.clone());
+        }
+        Delta { put: LiteMap::from_sorted_store_unchecked(found.addresses), ..Delta::default() }
+    }
+
+    fn find_all(&mut self) -> Found {
         let matches = self.matches();
         let others = self.shared_addresses(&matches);
         let Self { cluster, rules, sets, view, .. } = self;
@@ -192,8 +207,8 @@ impl Refresh<'_> {
             used.of(sets, atom);
             used.put(address);
         }
-        used.atoms.iter().for_each(|&(atom, _, times)| self.atoms.add_times(atom, times));
-        Delta { put: LiteMap::from_sorted_store_unchecked(used.sorted()), ..Delta::default() }
+        let atoms = used.atoms.iter().map(|&(atom, _, times)| (atom, times)).collect();
+        Found { addresses: used.sorted(), atoms }
     }
 
     /// The addresses of several pods, of the classes that match something.

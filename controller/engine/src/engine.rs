@@ -6,6 +6,7 @@ use std::sync::Arc;
 use durward_proto::{Direction, Logging, NodeView, Patch};
 use hashbrown::HashMap;
 
+use crate::alike::Alike;
 use crate::cluster::{Cluster, Dirt, dirt};
 use crate::limit::LeftOut;
 use crate::object::{Event, Key, Policy};
@@ -86,6 +87,8 @@ pub struct Engine {
     views: HashMap<NodeId, View>,
     /// Sets of classes, worked out once in a batch, or for several nodes that subscribe.
     pairs: Pairs,
+    /// Addresses of nodes whose rules mention the same, likewise.
+    alike: Alike,
     /// Policies that isolate groups from now on, or no longer, in the order of events.
     edits: Vec<(GroupId, Direction, BodyId, bool)>,
     /// How many events there were that can change for whom a node has room.
@@ -107,6 +110,7 @@ impl Engine {
             services: Services::new(limits.frontends_per_node),
             views: HashMap::new(),
             pairs: Pairs::default(),
+            alike: Alike::default(),
             edits: vec![],
             generation: 0,
             reconsidered: None,
@@ -166,6 +170,7 @@ impl Engine {
     /// Brings all that is marked up to date, and tells all nodes what is logged, if that is new.
     fn publish_dirty(&mut self, logging: Option<Logging>, mut tell: impl FnMut(&Arc<str>, Patch)) {
         self.pairs.clear();
+        self.alike.clear();
         let mut nodes = std::mem::take(&mut self.cluster.dirty);
         let changes = self.services.settle();
         if logging.is_some() || !changes.is_empty() {
@@ -211,9 +216,9 @@ impl Engine {
 
     fn refresh(&mut self, node: NodeId, dirt: Dirt) -> Patch {
         let Some(view) = self.views.get_mut(&node) else { return Patch::default() };
-        let Self { cluster, rules, sets, pairs, .. } = self;
+        let Self { cluster, rules, sets, pairs, alike, .. } = self;
         let (atoms, attributions) = <(Uses<_>, Uses<_>)>::default();
-        let refresh = Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions };
+        let refresh = Refresh { cluster, rules, sets, pairs, alike, node, view, atoms, attributions };
         let patch = refresh.run(dirt);
         if !patch.sets.is_empty() {
             self.services.need(node, view.judges_egress(&self.sets));
@@ -346,9 +351,9 @@ impl Engine {
     pub fn unsubscribe(&mut self, node: &str) {
         let Some(node) = self.cluster.nodes.find(node) else { return };
         let Some(mut view) = self.views.remove(&node) else { return };
-        let Self { cluster, rules, sets, pairs, .. } = self;
+        let Self { cluster, rules, sets, pairs, alike, .. } = self;
         let (atoms, attributions, view) = (Uses::default(), Uses::default(), &mut view);
-        Refresh { cluster, rules, sets, pairs, node, view, atoms, attributions }.clear();
+        Refresh { cluster, rules, sets, pairs, alike, node, view, atoms, attributions }.clear();
         self.cluster.watching -= 1;
         self.cluster.nodes[node].subscribed = false;
         self.services.leave(node);
@@ -378,10 +383,18 @@ impl Engine {
     }
 
     fn collect(&mut self) {
-        if self.sets.collect(&mut self.rules) {
-            self.pairs.clear();
-        }
+        let count = |this: &Self| (this.sets.sets.len(), this.sets.atoms.len() + this.rules.terms.len());
+        let before = count(self);
+        self.sets.collect(&mut self.rules);
         self.rules.collect(&mut self.cluster);
         self.cluster.collect();
+        let now = count(self);
+        // From now on numbers may mean something else.
+        if now.0 < before.0 {
+            self.pairs.clear();
+        }
+        if now.1 < before.1 {
+            self.alike.clear();
+        }
     }
 }

@@ -10,6 +10,7 @@
 //! ```
 
 mod address;
+mod alike;
 mod answer;
 mod attribution;
 mod block;

@@ -294,9 +294,8 @@ impl Sets {
         self.atoms.insert(elements.into(), id)
     }
 
-    /// Frees what nobody holds any more, and lets go of what that held. Says whether sets are among it.
-    pub(crate) fn collect(&mut self, rules: &mut Rules) -> bool {
-        let sets = self.sets.len();
+    /// Frees what nobody holds any more, and lets go of what that held.
+    pub(crate) fn collect(&mut self, rules: &mut Rules) {
         self.sets.collect_all(|sets, key, set| {
             rules.lists.release(key.list);
             set.denied.into_iter().for_each(|denied| self.attributions.release(denied));
@@ -305,7 +304,6 @@ impl Sets {
                 children.into_iter().flatten().for_each(|child| sets.release(child));
             }
         });
-        let fewer = self.sets.len() < sets;
         for (_, _, row) in self.rows.collect() {
             self.contents.release(row.content);
             let Some(rest) = row.rest else { continue };
@@ -321,7 +319,6 @@ impl Sets {
         for (_, elements, _) in self.atoms.collect() {
             elements.iter().for_each(|&(term, _)| rules.terms.release(term));
         }
-        fewer
     }
 
     /// Frees the parts and the attributions that nobody holds any more.

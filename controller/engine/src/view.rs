@@ -18,6 +18,7 @@ use litemap::LiteMap;
 use smallvec::SmallVec;
 
 use crate::address::Change;
+use crate::alike::Alike;
 use crate::block::{self, Prefixes};
 use crate::cluster::{Cluster, Dirt};
 use crate::elements::Element;
@@ -75,6 +76,8 @@ pub(crate) struct Refresh<'a> {
     pub(crate) sets: &'a mut Sets,
     /// The sets of classes, worked out once for all nodes.
     pub(crate) pairs: &'a mut Pairs,
+    /// Addresses, worked out once for all nodes whose rules mention the same.
+    pub(crate) alike: &'a mut Alike,
     pub(crate) node: NodeId,
     pub(crate) view: &'a mut View,
     pub(crate) atoms: Uses<AtomIndex>,

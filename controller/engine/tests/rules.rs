@@ -563,3 +563,47 @@ fn a_node_hears_only_of_what_its_own_pods_need() {
     }
     assert_eq!(world.view.addresses.len(), 1, "only a/y, which the rule mentions");
 }
+
+#[test]
+fn nodes_whose_rules_mention_the_same_are_told_the_same_each_as_if_alone() {
+    // Of two kinds, and one address is of two pods.
+    let pod_of = |n: usize| {
+        let (labels, host) = (if n.is_multiple_of(3) { "app=a" } else { "app=b" }, n.max(1));
+        Event::Pod(pod(
+            &format!("a/pod-{n}"),
+            &format!("node-{}", n % 5),
+            labels,
+            &[&format!("10.0.0.{host}")],
+        ))
+    };
+    let policy = |labels: &str| put(ingress("a/policy", "", [rule([pods(labels)], [tcp(80)])]));
+    let mut all: Vec<_> = (0..20).map(pod_of).collect();
+    let mut engine = Engine::new(Limits::default());
+    let nodes: Vec<_> = (0..5).map(|n| format!("node-{n}")).collect();
+    let mut views: Vec<NodeView> = vec![];
+    engine.apply(all.iter().cloned());
+    // What comes at once, what changes, who comes back, and what goes: a policy, and with it all that was mentioned.
+    for event in [policy("app=a"), policy(""), pod_of(3), Event::PolicyGone(key("a/policy")), policy("app=b")]
+    {
+        let mut outcome = engine.apply([event.clone()]);
+        for (node, view) in nodes.iter().zip(&mut views) {
+            view.patch(outcome.patches.remove(&**node).unwrap_or_default()).unwrap();
+        }
+        all.push(event);
+        let mut fresh = Engine::new(Limits::default());
+        fresh.apply(all.iter().cloned());
+        let alone: Vec<_> = nodes
+            .iter()
+            .map(|node| {
+                let view = fresh.subscribe(node);
+                fresh.unsubscribe(node);
+                view
+            })
+            .collect();
+        assert!(views.is_empty() || views == alone);
+        engine.unsubscribe("node-1");
+        views = nodes.iter().map(|node| engine.subscribe(node)).collect();
+        assert_eq!(views, alone);
+    }
+    assert_eq!(views[0].addresses.len(), 13);
+}
