@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use durward_proto::{Patch, PatchError};
 
-/// How many entries a patch that was merged may change; by then the whole view is about as cheap.
+/// The weight that a patch may have that was merged; by then the whole view is about as cheap.
 const MAX_MERGED: usize = 4096;
-/// How many a patch may change that comes while there is no room: a few events' worth.
+/// The weight that a patch may have that comes while there is no room, or waits for a node without a stream: a few events'.
 const MAX_CROWDED: usize = 256;
 
 /// What of a node's view its stream has not taken.
@@ -65,8 +65,8 @@ impl Outlet {
         }
     }
 
-    /// The view changes by `patch`, for a cause that was heard of at `heard`. Where there is no `room`, only little is
-    /// kept.
+    /// The view changes by `patch`, for a cause that was heard of at `heard`. Where there is no `room`, only a
+    /// little is added.
     ///
     /// # Errors
     ///
@@ -80,14 +80,26 @@ impl Outlet {
         if self.is_lost() {
             return Ok(());
         }
-        let fits = room || patch.len() <= MAX_CROWDED;
+        let fits = room || patch.weight() <= MAX_CROWDED;
         let waits = if fits { self.wait(patch) } else { Err(Lost::Crowded) };
         waits.inspect_err(|_| self.forget())
     }
 
-    /// How many entries wait.
+    /// The weight of what waits.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.as_ref().map_or(0, Patch::len)
+        self.waiting.as_ref().map_or(0, Patch::weight)
+    }
+
+    /// Whether a node that has this version need not be told the whole view.
+    pub(crate) fn resumes(&self, has: Option<u64>) -> bool {
+        has.is_some() && self.taken == has
+    }
+
+    /// Nobody takes what waits: it is dropped, unless it is little.
+    pub(crate) fn give_up(&mut self) {
+        if self.waiting() > MAX_CROWDED {
+            self.forget();
+        }
     }
 
     fn wait(&mut self, patch: Patch) -> Result<(), Lost> {
@@ -95,7 +107,7 @@ impl Outlet {
             None => self.waiting = Some(patch),
             Some(waiting) => {
                 waiting.merge(patch)?;
-                if waiting.len() > MAX_MERGED {
+                if waiting.weight() > MAX_MERGED {
                     return Err(Lost::Behind);
                 }
             }
@@ -232,7 +244,7 @@ mod tests {
         outlet.open(None, Patch::default);
         // One patch of the engine goes as it is, however large.
         outlet.push(addresses(0..2 * limit), now, true).unwrap();
-        assert_eq!(outlet.take().map(|(_, patch)| patch.len()), Some(2 * MAX_MERGED));
+        assert_eq!(outlet.take().map(|(_, patch)| patch.weight()), Some(2 * MAX_MERGED));
         outlet.push(addresses(0..limit), now, true).unwrap();
         outlet.push(addresses(0..limit), now, true).unwrap();
         assert_eq!(outlet.push(addresses(limit..limit + 1), now, true), Err(Lost::Behind));

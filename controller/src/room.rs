@@ -2,15 +2,16 @@
 //!
 //! What one node is told is bounded by what it can hold, and what waits for it by its outlet. But a policy may concern the pods of
 //! very many nodes, and mention all pods of the cluster: what that changes everywhere is more than there is memory for. So
-//! nodes that ask for their view wait while there is no room, and large changes are dropped for the whole view, which
-//! is worked out when it is the node's turn.
+//! nodes that ask for their view wait while there is no room. Where there is still more, as changes came on top, large
+//! changes are dropped for the whole view, which is worked out when it is the node's turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// For how many entries there is room: each takes about 60 bytes with what it is encoded to.
+/// For how many entries there is room (see [`durward_proto::Patch::weight`]): each takes about 60 bytes with what it is
+/// encoded to.
 pub(crate) const MOST: usize = 2_000_000;
 
 /// Entries of patches that are under way.
@@ -27,12 +28,24 @@ impl Room {
         Arc::new(Self { most, taken: AtomicUsize::new(0), freed: Notify::new() })
     }
 
-    /// Whether there is none.
+    /// Whether there is none for views.
     pub(crate) fn is_full(&self) -> bool {
         self.taken.load(Ordering::Relaxed) >= self.most
     }
 
-    /// Resolves when there is room that was not there before.
+    /// Whether there is none for large changes either: for them there is as much again, so that views that are under way
+    /// do not make more views necessary.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= 2 * self.most
+    }
+
+    /// How many entries are under way.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when there was no room, and then some.
     pub(crate) async fn freed(&self) {
         self.freed.notified().await;
     }
@@ -86,7 +99,10 @@ mod tests {
         let is_freed = || room.freed().now_or_never().is_some();
         let (mut one, other) = (Load::of(&room, 9), Load::of(&room, 0));
         assert!(!room.is_full());
+        one.set(19);
+        assert!(room.is_full() && !room.is_crowded());
         one.set(30);
+        assert!(room.is_crowded());
         let third = Load::of(&room, 5);
         drop((third, other));
         assert!(room.is_full() && !is_freed());

@@ -150,10 +150,9 @@ impl Talk {
             if let Some(mut sending) = self.sending.take() {
                 // Else tonic would gather parts in the buffer that it keeps.
                 tokio::task::yield_now().await;
-                let Some(part) = sending.parts.next() else {
-                    self.mailbox.sent(self.stream);
-                    return Ok(sending.last);
-                };
+                let part = sending.parts.next();
+                self.mailbox.sent(self.stream, part.is_none());
+                let Some(part) = part else { return Ok(sending.last) };
                 self.sending = Some(sending);
                 return Ok(to_node::Message::Part(part));
             }
@@ -163,7 +162,7 @@ impl Talk {
                 let last = to_node::Message::Change(wire::Change { to, patch: Some(last) });
                 metrics.sent(Sent::Change);
                 if first.is_empty() {
-                    self.mailbox.sent(self.stream);
+                    self.mailbox.sent(self.stream, true);
                     return Ok(last);
                 }
                 self.sending = Some(Sending { parts: first.into_iter(), last });

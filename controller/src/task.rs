@@ -4,7 +4,7 @@
 //! put into that node's mailbox at once. Nothing is published before every kind was listed, so that
 //! no node is told of a cluster that lacks half of its objects.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -96,6 +96,7 @@ impl From<UnknownNode> for tonic::Status {
 /// A stream that waits until everything was listed, and there is room for its view.
 #[derive(Debug)]
 struct Waiting {
+    node: Arc<str>,
     has: Option<u64>,
     detail: Detail,
     reply: oneshot::Sender<Result<Subscription, UnknownNode>>,
@@ -114,7 +115,8 @@ pub(crate) struct Task {
     /// Whether a node has asked for the backends of Services: then their slices are watched.
     backends: watch::Sender<bool>,
     slices_listed: bool,
-    waiting: HashMap<Arc<str>, Waiting>,
+    /// In the order in which they asked.
+    waiting: VecDeque<Waiting>,
     room: Arc<Room>,
     problems: HashMap<Arc<str>, Vec<String>>,
     /// Of all policies, so that an Event can be found with its policy.
@@ -153,7 +155,7 @@ impl Task {
             unlisted: Kind::NEEDED.into(),
             backends,
             slices_listed: false,
-            waiting: HashMap::new(),
+            waiting: VecDeque::new(),
             room,
             problems: HashMap::new(),
             policy_uids: HashMap::new(),
@@ -309,9 +311,11 @@ impl Task {
     /// Serves those that wait, as long as there is room for their views.
     fn serve_waiting(&mut self) {
         while !self.room.is_full() {
-            let mut ready = self.waiting.iter().filter(|(_, waiting)| self.is_ready(waiting.detail));
-            let Some(node) = ready.next().map(|(node, _)| node.clone()) else { return };
-            let Some(Waiting { has, detail, reply }) = self.waiting.remove(&node) else { return };
+            let next = self.waiting.iter().position(|waiting| self.is_ready(waiting.detail));
+            let Some(Waiting { node, has, detail, reply }) = next.and_then(|at| self.waiting.remove(at))
+            else {
+                return;
+            };
             // Who does not wait any more comes back.
             if !reply.is_closed() {
                 let _ = reply.send(self.subscribe(&node, has, detail));
@@ -326,16 +330,19 @@ impl Task {
 
     pub(crate) fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Subscribe { node, has, detail, reply } if !self.is_ready(detail) || self.room.is_full() => {
-                if detail == Detail::Backends {
-                    self.backends.send_replace(true);
-                }
-                self.waiting.retain(|_, waiting| !waiting.reply.is_closed());
-                self.waiting.insert(node, Waiting { has, detail, reply });
-            }
             Ask::Subscribe { node, has, detail, reply } => {
-                let subscription = self.subscribe(&node, has, detail);
-                let _ = reply.send(subscription);
+                if detail == Detail::Backends {
+                    self.backends.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+                }
+                let resumes = self.mailboxes.get(&node).is_some_and(|mailbox| mailbox.resumes(has, detail));
+                let is_unknown = self.unlisted.is_empty() && !self.nodes.contains(&node);
+                // What waits for a node that resumes would be in its own way.
+                if is_unknown || resumes && self.is_ready(detail) {
+                    let _ = reply.send(self.subscribe(&node, has, detail));
+                } else {
+                    self.waiting.push_back(Waiting { node, has, detail, reply });
+                    self.serve_waiting();
+                }
             }
             Ask::Identify { addresses, reply } => {
                 let now_ms = now_ms();
@@ -416,6 +423,7 @@ impl Task {
     fn count(&mut self) {
         let now = Instant::now();
         self.mailboxes.values().for_each(|mailbox| mailbox.expire(now));
+        self.waiting.retain(|waiting| !waiting.reply.is_closed());
         let connected = self.mailboxes.values().filter(|mailbox| mailbox.is_connected()).count();
         let applied = self.mailboxes.values().filter(|mailbox| mailbox.runs_logging()).count();
         self.metrics.nodes_connected.set(connected as i64);

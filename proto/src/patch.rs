@@ -242,15 +242,19 @@ impl Patch {
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.weight() == 0
     }
 
-    /// How many entries change: what the patch costs in memory grows with it, and on the wire but for a directory.
-    pub fn len(&self) -> usize {
+    /// About what the patch costs in memory and on the wire, in entries: each counts with what is listed in it, such as
+    /// the steps of a row. A directory is one, for it is shared.
+    pub fn weight(&self) -> usize {
         let Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = self;
-        let sets = sets.values().map(SetDelta::len).sum::<usize>();
+        let own = pods.put.values().map(|pod| pod.addresses.len()).sum::<usize>();
+        let sets = sets.values().map(SetDelta::weight).sum::<usize>();
+        let policies = attributions.put.values().map(PolicyList::len).sum::<usize>();
+        let backends = services.some.put.values().map(|service| service.backends.len()).sum::<usize>();
         let maps = pods.len() + attributions.len() + addresses.len() + blocks.len() + services.len();
-        moved.len() + sets + maps + usize::from(logging.is_some())
+        moved.len() + own + sets + policies + backends + maps + usize::from(logging.is_some())
     }
 
     /// Adds what changes after this, so that this one patch leads to where `later` does.
@@ -310,11 +314,12 @@ impl Pod {
 }
 
 impl SetDelta {
-    /// The set itself, and its rows that change.
-    fn len(&self) -> usize {
+    /// The set itself, and its rows that change, with their steps.
+    fn weight(&self) -> usize {
+        let steps = |rows: &LiteMap<AtomId, Row>| rows.values().map(|row| row.steps().len()).sum::<usize>();
         match self {
-            Self::New(set) => 1 + set.rows.len(),
-            Self::Rows(rows) => 1 + rows.len(),
+            Self::New(NewSet { base, rows, .. }) => 1 + base.steps().len() + rows.len() + steps(rows),
+            Self::Rows(rows) => 1 + rows.len() + steps(&rows.put),
             Self::Removed => 1,
         }
     }
@@ -588,8 +593,12 @@ mod tests {
         assert!(waiting.addresses.removed.iter().copied().eq(addresses()));
     }
 
+    fn addresses(n: u8) -> Vec<IpAddr> {
+        (0..n).map(|host| IpAddr::from([10, 0, 0, host])).collect()
+    }
+
     #[test]
-    fn a_patch_is_as_long_as_the_entries_that_it_changes() {
+    fn a_patch_weighs_what_is_listed_in_it() {
         let id = |n| SetId(Digest([n; 16]));
         let row = |n| (AtomId(Digest([n; 16])), Row::uniform(act()));
         let set =
@@ -604,6 +613,17 @@ mod tests {
         patch.pods.removed.insert(PodUid::from("u"));
         patch.logging = Some(Logging::default());
         patch.moved.insert(id(3), id(1));
-        assert_eq!(patch.len(), 3 + 3 + 1 + 4);
+        assert_eq!(patch.weight(), (1 + 1 + 2 * 2) + (1 + 2 + 1) + 1 + 4);
+        let policy = |name: &str| Policy { namespace: "n".into(), name: name.into(), logged: false };
+        let list = PolicyList::from(crate::Attribution::new(["a", "b", "c"].map(policy)));
+        let mut listing = Patch::default();
+        listing.attributions.put.insert(list.id(), list);
+        listing.pods.put.insert(PodUid::from("u"), Pod { addresses: addresses(2), ..pod(None, None) });
+        let (frontend, called) = service((1, false));
+        let backend = |address| crate::Backend { address, port: 1 };
+        let backends = addresses(5).into_iter().map(backend).collect();
+        listing.services.some.put.insert(frontend, Service { backends, ..called });
+        listing.services.all = Some(Arc::default());
+        assert_eq!(listing.weight(), (1 + 3) + (1 + 2) + (1 + 5) + 1);
     }
 }

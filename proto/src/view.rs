@@ -108,6 +108,14 @@ pub enum PolicyList {
 }
 
 impl PolicyList {
+    /// How many policies, or other lists, it lists.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Policies(policies) => policies.0.len(),
+            Self::Parts(parts) => parts.len(),
+        }
+    }
+
     /// The list that is made of these.
     pub fn of_parts(parts: impl IntoIterator<Item = AttributionId>) -> Self {
         let mut parts: Vec<_> = parts.into_iter().collect();

@@ -17,6 +17,8 @@ pub(crate) struct Shares {
     count: usize,
     /// Whether there was too little room for them when it was divided last.
     is_short: bool,
+    /// Whether any came or went since then.
+    is_stale: bool,
 }
 
 /// The frontends of a namespace.
@@ -40,12 +42,14 @@ pub(crate) struct Divided {
 impl Shares {
     /// A namespace has a frontend.
     pub(crate) fn add(&mut self, namespace: &Arc<str>, frontend: Frontend) {
+        self.is_stale = true;
         let share = self.namespaces.entry(namespace.clone()).or_default();
         self.count += usize::from(share.frontends.insert(frontend));
     }
 
     /// A namespace has a frontend no more.
     pub(crate) fn remove(&mut self, namespace: &str, frontend: Frontend) {
+        self.is_stale = true;
         let Some(share) = self.namespaces.get_mut(namespace) else { return };
         self.count -= usize::from(share.frontends.remove(&frontend));
         if share.frontends.is_empty() && share.left_out.is_none() {
@@ -69,11 +73,11 @@ impl Shares {
             .copied()
     }
 
-    /// Divides the room among what is there now.
+    /// Divides the room, which is always the same, among what is there now.
     pub(crate) fn divide(&mut self, room: usize) -> Divided {
         let (mut divided, was_short) = (Divided::default(), self.is_short);
         self.is_short = self.count > room;
-        if !was_short && !self.is_short {
+        if !std::mem::take(&mut self.is_stale) || !was_short && !self.is_short {
             return divided;
         }
         let level = match self.is_short {

@@ -1,5 +1,7 @@
 //! Sorted lists, in which things are found, and come and go. Pure.
 
+use std::cmp::Ordering;
+
 use smallvec::{Array, SmallVec};
 
 use crate::table::Id;
@@ -120,9 +122,13 @@ fn find<K: Id, V>(list: &[(K, V)], key: K) -> Result<usize, usize> {
         at.map(|at| from + at).map_err(|at| from + at)
     };
     let ([(first, _), .., (last, _)], SHORT..) = (list, list.len()) else { return within(0, list.len()) };
-    if key <= *first || key >= *last {
-        // New numbers are large.
-        return if key > *last { Err(list.len()) } else { within(0, list.len()) };
+    // New numbers are large.
+    match (key.cmp(first), key.cmp(last)) {
+        (_, Ordering::Greater) => return Err(list.len()),
+        (_, Ordering::Equal) => return Ok(list.len() - 1),
+        (Ordering::Less, _) => return Err(0),
+        (Ordering::Equal, _) => return Ok(0),
+        (Ordering::Greater, Ordering::Less) => {}
     }
     let [first, last, wanted] = [*first, *last, key].map(Id::index);
     let guess = (wanted - first) * (list.len() - 1) / (last - first);

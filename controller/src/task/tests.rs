@@ -84,18 +84,24 @@ fn who_asks_for_its_view_waits_while_there_is_no_room() {
     }
     let first = subscribe(&mut task, "a").try_recv().unwrap().unwrap();
     let (mut second, gone) = (subscribe(&mut task, "b"), subscribe(&mut task, "gone"));
-    drop(gone);
+    let mut third = subscribe(&mut task, "c");
+    assert!(subscribe(&mut task, "unknown").try_recv().unwrap().is_err());
     task.serve_waiting();
     task.count();
-    assert!(second.try_recv().is_err() && task.metrics.nodes_waiting.get() == 2);
-    first.mailbox.sent(first.stream);
-    // Which of them is first is not said; who is gone takes no room.
+    assert!(second.try_recv().is_err() && task.metrics.nodes_waiting.get() == 3);
+    // Who is gone takes no room, and who was there first is served first.
+    drop(gone);
+    first.mailbox.sent(first.stream, true);
     task.serve_waiting();
+    task.count();
     let second = second.try_recv().unwrap().unwrap();
-    let mut third = subscribe(&mut task, "c");
-    // A node that hangs keeps it for a while only.
-    second.mailbox.expire(Instant::now());
-    assert!(task.room.is_full());
+    assert!(third.try_recv().is_err() && task.metrics.nodes_waiting.get() == 1);
+    // A node that comes back with what it has is told no whole view.
+    let Opening::Whole(_, number) = first.opening else { panic!("it had nothing") };
+    let (reply, mut again) = oneshot::channel();
+    task.answer(Ask::Subscribe { node: "a".into(), has: Some(number), detail: Detail::Frontends, reply });
+    assert_eq!(again.try_recv().unwrap().unwrap().opening, Opening::Resume(number));
+    // A node that hangs keeps room for a while only.
     second.mailbox.expire(Instant::now() + Duration::from_secs(31));
     task.serve_waiting();
     assert!(third.try_recv().unwrap().is_ok());
