@@ -242,7 +242,9 @@ impl Patch {
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.weight() == 0
+        let Self { moved, pods, sets, attributions, addresses, blocks, services, logging, merged: _ } = self;
+        let maps = pods.is_empty() && attributions.is_empty() && addresses.is_empty() && blocks.is_empty();
+        maps && moved.is_empty() && sets.is_empty() && services.is_empty() && logging.is_none()
     }
 
     /// About what the patch costs in memory and on the wire, in entries: each counts with what is listed in it, such as
