@@ -1,4 +1,4 @@
-//! Between the task that owns the engine and the stream of one node. Pure, but for waking the stream.
+//! Between the task that owns the engine and the stream of one node. Pure, but for the clock and for waking the stream.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -45,9 +45,14 @@ impl Room {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Resolves when there was no room, and then some.
+    /// Resolves when there was no room, and then some; or was said to be some.
     pub(crate) async fn freed(&self) {
         self.freed.notified().await;
+    }
+
+    /// Says that there is room.
+    pub(crate) fn wake(&self) {
+        self.freed.notify_one();
     }
 }
 
@@ -68,7 +73,7 @@ impl Load {
 
     /// Takes so many entries from now on.
     pub(crate) fn set(&mut self, entries: usize) {
-        let Room { most, taken, freed } = &*self.room;
+        let Room { most, taken, .. } = &*self.room;
         let before = std::mem::replace(&mut self.entries, entries);
         if entries >= before {
             taken.fetch_add(entries - before, Ordering::Relaxed);
@@ -76,7 +81,7 @@ impl Load {
         }
         let was = taken.fetch_sub(before - entries, Ordering::Relaxed);
         if was >= *most && was - (before - entries) < *most {
-            freed.notify_one();
+            self.room.wake();
         }
     }
 }

@@ -38,6 +38,9 @@ const RECONSIDER_TIME: Duration = Duration::from_millis(100);
 /// The rest after that, as a multiple of what it took: one node may take longer.
 const RECONSIDER_REST: u32 = 10;
 
+/// For how long nodes that wait are served at once; then what else there is has its turn.
+const SERVING_TIME: Duration = Duration::from_millis(100);
+
 /// Something that happened in the cluster.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -193,7 +196,7 @@ impl Task {
                     Some(ask) => self.answer(ask),
                     None => break,
                 },
-                () = room.freed() => self.serve_waiting(),
+                () = room.freed() => self.serve_waiting(SERVING_TIME),
                 _ = count.tick() => self.count(),
                 _ = reconsider.tick() => {
                     let begun = Instant::now();
@@ -305,11 +308,12 @@ impl Task {
         }
         info!(nodes = self.nodes.len(), "in sync");
         self.health.synced();
-        self.serve_waiting();
+        self.serve_waiting(SERVING_TIME);
     }
 
-    /// Serves those that wait, as long as there is room for their views.
-    fn serve_waiting(&mut self) {
+    /// Serves those that wait, as long as there is room for their views: one, and others as long as there is time.
+    fn serve_waiting(&mut self, time: Duration) {
+        let begun = Instant::now();
         while !self.room.is_full() {
             let next = self.waiting.iter().position(|waiting| self.is_ready(waiting.detail));
             let Some(Waiting { node, has, detail, reply }) = next.and_then(|at| self.waiting.remove(at))
@@ -319,6 +323,9 @@ impl Task {
             // Who does not wait any more comes back.
             if !reply.is_closed() {
                 let _ = reply.send(self.subscribe(&node, has, detail));
+            }
+            if begun.elapsed() >= time {
+                return self.room.wake();
             }
         }
     }
@@ -341,7 +348,7 @@ impl Task {
                     let _ = reply.send(self.subscribe(&node, has, detail));
                 } else {
                     self.waiting.push_back(Waiting { node, has, detail, reply });
-                    self.serve_waiting();
+                    self.serve_waiting(SERVING_TIME);
                 }
             }
             Ask::Identify { addresses, reply } => {

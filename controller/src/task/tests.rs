@@ -1,5 +1,6 @@
 use durward_engine::object::{Protocol, Service, ServicePort};
 use durward_engine::sample::{ingress, key, pod, pods, rule};
+use futures::FutureExt;
 
 use super::*;
 use crate::event::Notice;
@@ -86,13 +87,13 @@ fn who_asks_for_its_view_waits_while_there_is_no_room() {
     let (mut second, gone) = (subscribe(&mut task, "b"), subscribe(&mut task, "gone"));
     let mut third = subscribe(&mut task, "c");
     assert!(subscribe(&mut task, "unknown").try_recv().unwrap().is_err());
-    task.serve_waiting();
+    task.serve_waiting(Duration::MAX);
     task.count();
     assert!(second.try_recv().is_err() && task.metrics.nodes_waiting.get() == 3);
     // Who is gone takes no room, and who was there first is served first.
     drop(gone);
     first.mailbox.sent(first.stream, true);
-    task.serve_waiting();
+    task.serve_waiting(Duration::MAX);
     task.count();
     let second = second.try_recv().unwrap().unwrap();
     assert!(third.try_recv().is_err() && task.metrics.nodes_waiting.get() == 1);
@@ -103,8 +104,25 @@ fn who_asks_for_its_view_waits_while_there_is_no_room() {
     assert_eq!(again.try_recv().unwrap().unwrap().opening, Opening::Resume(number));
     // A node that hangs keeps room for a while only.
     second.mailbox.expire(Instant::now() + Duration::from_secs(31));
-    task.serve_waiting();
+    task.serve_waiting(Duration::MAX);
     assert!(third.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn those_who_wait_are_served_as_long_as_there_is_time_and_one_in_any_case() {
+    let (mut task, _told) = task(&[]);
+    task.room = Room::new(1_000);
+    let nodes = ["a", "b", "c"].map(|node| Change::Node(node.into(), true));
+    task.apply(nodes.into_iter(), Instant::now());
+    let mut answers = ["a", "b", "c"].map(|node| subscribe(&mut task, node));
+    let mut served = || answers.iter_mut().filter_map(|answer| answer.try_recv().ok()).count();
+    assert_eq!(served(), 0);
+    task.unlisted.clear();
+    let is_woken = |task: &Task| task.room.freed().now_or_never().is_some();
+    task.serve_waiting(Duration::ZERO);
+    assert!(served() == 1 && is_woken(&task));
+    task.serve_waiting(Duration::MAX);
+    assert!(served() == 2 && !is_woken(&task));
 }
 
 #[test]
