@@ -164,8 +164,8 @@ mod tests {
     #[test]
     fn who_has_most_leaves_out_its_own() {
         let counts = [2, 50, 7, 100];
+        assert_eq!(filled(&counts).divide(159), Divided::default());
         let mut shares = filled(&counts);
-        assert_eq!(shares.divide(159), Divided::default());
         let Divided { frontends, namespaces } = shares.divide(99);
         assert_eq!(admitted(&shares, &counts), [2, 45, 7, 45]);
         assert_eq!((frontends.len(), namespaces), (5 + 55, vec![("n1".into(), true), ("n3".into(), true)]));
@@ -175,9 +175,10 @@ mod tests {
         assert_eq!(shares.divide(99).frontends, [frontend(44), frontend(44)]);
         shares.remove("n0", frontend(2));
         assert_eq!(shares.divide(99).frontends.len(), 2);
+        assert_eq!(shares.divide(99), Divided::default());
         // There is room again.
-        (50..100).for_each(|n| shares.remove("n3", frontend(n)));
-        let Divided { namespaces, .. } = shares.divide(109);
+        (40..100).for_each(|n| shares.remove("n3", frontend(n)));
+        let Divided { namespaces, .. } = shares.divide(99);
         assert_eq!(
             (namespaces, shares.left_out("n3").count()),
             (vec![("n1".into(), false), ("n3".into(), false)], 0)
