@@ -183,6 +183,13 @@ mod tests {
         Patch::between(&NodeView::default(), view)
     }
 
+    /// The outlet of a node that was told that it has nothing.
+    fn opened() -> Outlet {
+        let mut outlet = Outlet::new(1);
+        outlet.open(None, Patch::default);
+        outlet
+    }
+
     /// A node that takes patches as it likes.
     struct Node {
         view: NodeView,
@@ -240,8 +247,7 @@ mod tests {
     #[test]
     fn a_node_that_falls_too_far_behind_is_told_the_whole_view() {
         let (now, limit) = (Instant::now(), MAX_MERGED as u32);
-        let mut outlet = Outlet::new(1);
-        outlet.open(None, Patch::default);
+        let mut outlet = opened();
         // One patch of the engine goes as it is, however large.
         outlet.push(addresses(0..2 * limit), now, true).unwrap();
         assert_eq!(outlet.take().map(|(_, patch)| patch.weight()), Some(2 * MAX_MERGED));
@@ -258,8 +264,7 @@ mod tests {
     #[test]
     fn where_there_is_no_room_only_little_waits() {
         let (now, limit) = (Instant::now(), MAX_CROWDED as u32);
-        let mut outlet = Outlet::new(1);
-        outlet.open(None, Patch::default);
+        let mut outlet = opened();
         // What had room is not given up for a little more.
         outlet.push(addresses(0..4 * limit), now, true).unwrap();
         outlet.push(addresses(4 * limit..5 * limit), now, false).unwrap();
@@ -272,8 +277,7 @@ mod tests {
     fn a_node_whose_patches_do_not_follow_each_other_is_told_the_whole_view() {
         let id = SetId(Digest([1; 16]));
         let set = |delta| Patch { sets: [(id, delta)].into_iter().collect(), ..Patch::default() };
-        let mut outlet = Outlet::new(1);
-        outlet.open(None, Patch::default);
+        let mut outlet = opened();
         outlet.push(set(SetDelta::Removed), Instant::now(), true).unwrap();
         let wrong = outlet.push(set(SetDelta::Rows(Delta::default())), Instant::now(), true);
         assert_eq!(wrong, Err(Lost::Patch(PatchError { what: "a set" })));
@@ -282,8 +286,7 @@ mod tests {
 
     #[test]
     fn a_node_runs_the_logging_once_it_acknowledged_the_version_that_brought_it() {
-        let mut outlet = Outlet::new(1);
-        outlet.open(None, Patch::default);
+        let mut outlet = opened();
         assert!(!outlet.runs_logging());
         outlet.acknowledge(1);
         assert!(outlet.runs_logging());

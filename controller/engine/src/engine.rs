@@ -138,8 +138,8 @@ impl Engine {
             self.take(event, &mut policies);
         }
         self.settle_subjects();
-        self.publish_dirty((self.logging != logging).then_some(self.logging), tell);
-        self.conclude(policies)
+        let left_out = self.publish_dirty((self.logging != logging).then_some(self.logging), tell);
+        News { faults: self.conclude(policies), left_out }
     }
 
     /// A node that cannot hold what all of its pods' policies need closes the pods of those namespaces that
@@ -163,12 +163,17 @@ impl Engine {
             return None;
         }
         let mut patches = HashMap::new();
-        self.publish_dirty(None, |node, patch| drop(patches.insert(node.clone(), patch)));
-        Some(Outcome { patches, news: self.conclude(vec![]) })
+        let left_out = self.publish_dirty(None, |node, patch| drop(patches.insert(node.clone(), patch)));
+        Some(Outcome { patches, news: News { faults: self.conclude(vec![]), left_out } })
     }
 
-    /// Brings all that is marked up to date, and tells all nodes what is logged, if that is new.
-    fn publish_dirty(&mut self, logging: Option<Logging>, mut tell: impl FnMut(&Arc<str>, Patch)) {
+    /// Brings all that is marked up to date, and tells all nodes what is logged, if that is new. Gives the namespaces of
+    /// which frontends are left out from now on, or are not any more.
+    fn publish_dirty(
+        &mut self,
+        logging: Option<Logging>,
+        mut tell: impl FnMut(&Arc<str>, Patch),
+    ) -> BTreeMap<Arc<str>, Option<LeftOut>> {
         self.pairs.clear();
         self.alike.clear();
         let mut nodes = std::mem::take(&mut self.cluster.dirty);
@@ -182,14 +187,14 @@ impl Engine {
                 tell(self.cluster.nodes.key(node), patch);
             }
         }
+        changes.left_out
     }
 
-    /// Lets go of what was needed in the batch only, and says what is new of policies, also of these, and of Services.
-    fn conclude(&mut self, mut policies: Vec<Key>) -> News {
+    /// Lets go of what was needed in the batch only, and says what is new of policies; also of these.
+    fn conclude(&mut self, mut policies: Vec<Key>) -> BTreeMap<Key, Option<Fault>> {
         self.collect();
         policies.extend(self.sets.take_touched());
-        let faults = policies.into_iter().filter_map(|key| self.report(key)).collect();
-        News { faults, left_out: self.services.take_left_out() }
+        policies.into_iter().filter_map(|key| self.report(key)).collect()
     }
 
     /// What is to be said of a policy, if it was not said before.

@@ -39,8 +39,6 @@ pub(crate) struct Services {
     /// backends are all of theirs.
     claims: BTreeMap<Frontend, BTreeSet<Key>>,
     shares: Shares,
-    /// Namespaces of which frontends are left out since the last outcome, or are not any more.
-    left_out: BTreeMap<Arc<str>, Option<LeftOut>>,
     told: BTreeMap<Frontend, Told>,
     /// All of that, by detail, as long as it does not change: for nodes that come to need it.
     directories: [Option<Arc<Directory>>; 2],
@@ -67,6 +65,8 @@ pub(crate) struct Changes {
     before: BTreeMap<Frontend, Option<Told>>,
     /// What that means for a node that knows so much before and after, by detail.
     told: [Delta<Frontend, Told>; 2],
+    /// Namespaces of which frontends are left out from now on, or are not any more.
+    pub(crate) left_out: BTreeMap<Arc<str>, Option<LeftOut>>,
 }
 
 impl Changes {
@@ -166,10 +166,11 @@ impl Services {
     pub(crate) fn settle(&mut self) -> Changes {
         let Divided { frontends, namespaces } = self.shares.divide(self.room);
         self.dirty.extend(frontends);
-        for (namespace, comes) in namespaces {
+        let first = |(namespace, comes): (Arc<str>, bool)| {
             let left_out = if comes { self.first_left_out(&namespace) } else { None };
-            self.left_out.insert(namespace, left_out);
-        }
+            (namespace, left_out)
+        };
+        let left_out = namespaces.into_iter().map(first).collect();
         let mut before = BTreeMap::new();
         for frontend in std::mem::take(&mut self.dirty) {
             let new = self.resolve(frontend);
@@ -185,7 +186,7 @@ impl Services {
         for (directory, _) in self.directories.iter_mut().zip(&told).filter(|(_, told)| !told.is_empty()) {
             *directory = None;
         }
-        Changes { before, told }
+        Changes { before, told, left_out }
     }
 
     fn first_left_out(&self, namespace: &Arc<str>) -> Option<LeftOut> {
@@ -194,11 +195,6 @@ impl Services {
         let service = self.claims.get(&first)?.iter().find(|service| service.namespace == *namespace)?;
         let count = 1 + left_out.count();
         Some(LeftOut { service: service.name.clone(), first, count, limit: self.room })
-    }
-
-    /// Namespaces of which frontends are left out since the last time, or are not any more.
-    pub(crate) fn take_left_out(&mut self) -> BTreeMap<Arc<str>, Option<LeftOut>> {
-        std::mem::take(&mut self.left_out)
     }
 
     /// What a node is to be told, after the batch whose changes these are: once.
@@ -214,7 +210,7 @@ impl Services {
         &mut self,
         detail: Detail,
         (knew, knows): (bool, bool),
-        Changes { before, told }: &Changes,
+        Changes { before, told, .. }: &Changes,
     ) -> ServiceDelta {
         let was_new = |frontend: &Frontend| matches!(before.get(frontend), Some(None));
         let changed = &told[detail as usize];
