@@ -30,7 +30,7 @@ impl Sets {
         rules: &mut Rules,
         bodies: impl IntoIterator<Item = BodyId>,
     ) -> AttributionIndex {
-        let names: Few<_> = bodies.into_iter().map(|body| rules.bodies[body].name).collect();
+        let names: Few<_> = bodies.into_iter().map(|body| rules.bodies.key(body).name).collect();
         self.attribution_to(rules, &few_sorted(names))
     }
 
@@ -42,7 +42,7 @@ impl Sets {
         names.iter().for_each(|name| rules.policies.hold(name.policy));
         let ordered = by_key(rules, names);
         let fields = ordered.iter().map(|&Name { policy, logged }| {
-            let Key { namespace, name } = rules.policies.key(policy);
+            let Key { namespace, name } = rules.named(policy);
             (&**namespace, &**name, logged)
         });
         let (count, id) = (names.len(), AttributionId::of(fields));
@@ -94,7 +94,7 @@ fn attribution(rules: &Rules, names: &[Name]) -> Attribution {
 /// Names in the order in which attributions are told.
 fn by_key(rules: &Rules, names: &[Name]) -> Few<Name> {
     let mut names = Few::from_slice(names);
-    let key = |name: &Name| (rules.policies.key(name.policy), name.logged);
+    let key = |name: &Name| (rules.named(name.policy), name.logged);
     names.sort_unstable_by(|one, other| key(one).cmp(&key(other)));
     names
 }

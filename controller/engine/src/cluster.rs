@@ -19,8 +19,8 @@ use crate::selector::{Files, SelectorIndex};
 use crate::sorted::{Few, insert, leave};
 use crate::spread::Spread;
 use crate::table::{
-    ClassId, GroupId, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table, TermId,
-    WordId,
+    Belongs, ClassId, GroupId, Id, LabelsId, NamespaceId, NodeId, PodId, PortsId, ScopeId, SelectorId, Table,
+    TermId, WordId,
 };
 use crate::words::Words;
 
@@ -31,6 +31,12 @@ pub(crate) struct PodKey {
     pub(crate) name: Arc<str>,
 }
 
+impl Belongs for PodKey {
+    fn owner(&self) -> Option<usize> {
+        Some(self.namespace.index())
+    }
+}
+
 /// To look for a [`PodKey`].
 #[derive(Hash)]
 pub(crate) struct PodNamed<'a>(pub(crate) NamespaceId, pub(crate) &'a str);
@@ -38,6 +44,12 @@ pub(crate) struct PodNamed<'a>(pub(crate) NamespaceId, pub(crate) &'a str);
 impl Equivalent<PodKey> for PodNamed<'_> {
     fn equivalent(&self, key: &PodKey) -> bool {
         self.0 == key.namespace && *self.1 == *key.name
+    }
+}
+
+impl Belongs for PodNamed<'_> {
+    fn owner(&self) -> Option<usize> {
+        Some(self.0.index())
     }
 }
 
@@ -105,6 +117,12 @@ pub(crate) struct ClassKey {
     pub(crate) ports: PortsId,
 }
 
+impl Belongs for ClassKey {
+    fn owner(&self) -> Option<usize> {
+        Some(self.namespace.index())
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Class {
     pub(crate) members: SmallVec<[Member; 1]>,
@@ -131,6 +149,21 @@ pub(crate) enum Scope {
     One(NamespaceId),
     /// In namespaces with these labels.
     Selected(SelectorId),
+}
+
+impl Belongs for Scope {
+    fn owner(&self) -> Option<usize> {
+        match self {
+            Self::One(namespace) => Some(namespace.index()),
+            Self::All | Self::Selected(_) => None,
+        }
+    }
+}
+
+impl Belongs for (ScopeId, SelectorId) {
+    fn owner(&self) -> Option<usize> {
+        Some(self.0.index())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -193,6 +226,7 @@ pub(crate) struct Cluster {
     pub(crate) labelled: Files<(WordId, WordId), NamespaceId>,
     /// The namespaces in each, sorted.
     pub(crate) scopes: Table<ScopeId, Scope, Few<NamespaceId>>,
+    /// Groups, by the scopes that have more than a few.
     pub(crate) filed: SelectorIndex<ScopeId, GroupId>,
     /// Scopes that are selectors of namespaces.
     pub(crate) selected: SelectorIndex<(), ScopeId>,

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use hashbrown::Equivalent;
 
-use crate::table::TermId;
+use crate::table::{Belongs, Id, TermId};
 
 /// A term that an address matches, and the number of the named port if the term has one (else 0).
 pub(crate) type Element = (TermId, u16);
@@ -54,6 +54,18 @@ impl Hash for Elements {
     }
 }
 
+impl Belongs for [Element] {
+    fn owner(&self) -> Option<usize> {
+        Some(self.first()?.0.index())
+    }
+}
+
+impl Belongs for Elements {
+    fn owner(&self) -> Option<usize> {
+        (**self).owner()
+    }
+}
+
 impl Equivalent<Elements> for [Element] {
     fn equivalent(&self, elements: &Elements) -> bool {
         *self == **elements
@@ -64,6 +76,12 @@ impl Equivalent<Elements> for [Element] {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Of<T>(pub(crate) T, pub(crate) Elements);
 
+impl<T: Id> Belongs for Of<T> {
+    fn owner(&self) -> Option<usize> {
+        Some(self.0.index())
+    }
+}
+
 /// To look for an [`Of`].
 #[derive(Hash)]
 pub(crate) struct Asked<'a, T>(pub(crate) T, pub(crate) &'a [Element]);
@@ -71,5 +89,11 @@ pub(crate) struct Asked<'a, T>(pub(crate) T, pub(crate) &'a [Element]);
 impl<T: Eq> Equivalent<Of<T>> for Asked<'_, T> {
     fn equivalent(&self, of: &Of<T>) -> bool {
         self.0 == of.0 && *self.1 == *of.1
+    }
+}
+
+impl<T: Id> Belongs for Asked<'_, T> {
+    fn owner(&self) -> Option<usize> {
+        Some(self.0.index())
     }
 }

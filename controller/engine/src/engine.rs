@@ -199,7 +199,8 @@ impl Engine {
 
     /// What is to be said of a policy, if it was not said before.
     fn report(&mut self, key: Key) -> Option<(Key, Option<Fault>)> {
-        let policy = self.rules.policies.find(&key).and_then(|id| self.rules.policies[id].enforced.as_ref());
+        let policy =
+            self.rules.find(&self.cluster, &key).and_then(|id| self.rules.policies[id].enforced.as_ref());
         let fault = |policy: &Enforced| policy.fault.as_deref().or_else(|| self.sets.overflow(&key)).cloned();
         let now = policy.and_then(fault);
         let before = match &now {
@@ -264,7 +265,7 @@ impl Engine {
     fn change_policy(&mut self, key: Key, new: Option<Policy>) {
         let id = match &new {
             Some(_) => self.rules.policy(&mut self.cluster, key),
-            None => match self.rules.policies.find(&key) {
+            None => match self.rules.find(&self.cluster, &key) {
                 Some(id) => id,
                 None => return,
             },

@@ -6,7 +6,7 @@ use crate::cluster::{Cluster, Group, Namespace, Scope};
 use crate::object::{self, NAMESPACE_NAME_LABEL, Selector};
 use crate::selector::smallest;
 use crate::sorted::{Few, enter, insert, leave, sorted};
-use crate::table::{ClassId, GroupId, LabelsId, NamespaceId, ScopeId, SelectorId, Table, WordId};
+use crate::table::{ClassId, GroupId, Id, LabelsId, NamespaceId, ScopeId, SelectorId, Table, WordId};
 
 impl Cluster {
     pub(crate) fn namespace(&mut self, name: &Arc<str>) -> NamespaceId {
@@ -122,11 +122,16 @@ impl Cluster {
         if let Some(group) = self.groups.find(&key) {
             return group;
         }
-        let group = self.groups.insert(key, Group::default());
         let (scope, selector) = key;
+        let others: Option<Few<_>> = self.groups.few(scope.index()).map(Iterator::collect);
+        let group = self.groups.insert(key, Group::default());
         self.scopes.hold(scope);
         self.words.selectors.hold(selector);
-        self.filed.insert(&self.words, scope, selector, group);
+        if self.groups.few(scope.index()).is_none() {
+            for group in others.into_iter().flatten().chain([group]) {
+                self.filed.insert(&self.words, scope, self.groups.key(group).1, group);
+            }
+        }
         for namespace in &self.scopes[scope] {
             for &class in &self.namespaces[*namespace].classes {
                 let labels = self.words.labels.key(self.classes.key(class).labels);
@@ -186,6 +191,55 @@ impl Cluster {
                 any.copied().filter(selects).collect()
             }
             None => self.namespaces.ids().filter(selects).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{pod, selector};
+
+    /// Whether each class is in just the groups of its scopes that select it.
+    fn classes_are_in_their_groups(cluster: &Cluster) -> bool {
+        cluster.classes.ids().all(|class| {
+            let key = cluster.classes.key(class);
+            let (scopes, labels) =
+                (&cluster.namespaces[key.namespace].scopes, cluster.words.labels.key(key.labels));
+            let selects = |group: &GroupId| {
+                let (scope, selector) = cluster.groups.key(*group);
+                scopes.contains(scope) && cluster.words.selects(*selector, labels)
+            };
+            let groups: Vec<_> = cluster.groups.ids().filter(selects).collect();
+            let back = groups.iter().all(|&group| cluster.groups[group].classes.contains(&class));
+            back && sorted(groups) == cluster.classes[class].groups.to_vec()
+        })
+    }
+
+    #[test]
+    fn classes_find_their_groups_whether_a_scope_has_few_or_many() {
+        let mut cluster = Cluster::default();
+        let namespace = cluster.namespace(&"n".into());
+        let mut groups = vec![];
+        let come = |cluster: &mut Cluster, n: usize| {
+            cluster.put_pod(pod(&format!("n/pod-{n}"), "north", &format!("l{}=v{n}", n % 5), &[]));
+        };
+        for n in 0..20 {
+            come(&mut cluster, 2 * n);
+            let text = [format!("l{}", n % 5), format!("l{}=v{}", n % 5, n), format!("!l{n}")][n % 3].clone();
+            let group = cluster.group(Scope::One(namespace), &selector(&text));
+            cluster.groups.hold(group);
+            groups.push(group);
+            come(&mut cluster, 2 * n + 1);
+            assert!(classes_are_in_their_groups(&cluster), "with {} groups", groups.len());
+        }
+        assert_eq!(sorted(groups.clone()).len(), cluster.groups.len());
+        assert!(cluster.groups.len() > 8, "more than are looked at one by one");
+        while let Some(group) = groups.pop() {
+            cluster.groups.release(group);
+            cluster.collect();
+            come(&mut cluster, 40 + groups.len());
+            assert!(classes_are_in_their_groups(&cluster), "with {} groups", groups.len());
         }
     }
 }

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use crate::object::{Key, Protocol};
 use crate::rules::Rules;
 use crate::sorted::{few_sorted, sorted};
-use crate::table::{BodyId, Id, ListId, Table};
+use crate::table::{Belongs, BodyId, Id, ListId, Table};
 
 /// How many policies a list may have that is not divided, but for tests.
 pub(crate) const LEAF: usize = 32;
@@ -42,8 +42,23 @@ impl<I: Hash, T: Hash, const FEW: usize> Hash for Branch<I, T, FEW> {
     }
 }
 
+impl<I, T: Belongs, const FEW: usize> Belongs for Branch<I, T, FEW> {
+    fn owner(&self) -> Option<usize> {
+        match self {
+            Self::Leaf(items) => LeafOf(items).owner(),
+            Self::Inner(_) => None,
+        }
+    }
+}
+
 /// To look for a leaf.
 pub(crate) struct LeafOf<'a, T>(pub(crate) &'a [T]);
+
+impl<T: Belongs> Belongs for LeafOf<'_, T> {
+    fn owner(&self) -> Option<usize> {
+        self.0.first()?.owner()
+    }
+}
 
 impl<T: Hash> Hash for LeafOf<'_, T> {
     fn hash<H: Hasher>(&self, state: &mut H) {
@@ -81,7 +96,7 @@ impl<I: Id, T, const FEW: usize> Branch<I, T, FEW> {
 }
 
 /// All items of a list.
-pub(crate) fn items<I: Id, T: Copy + Eq + Hash, V, const FEW: usize>(
+pub(crate) fn items<I: Id, T: Copy + Eq + Hash + Belongs, V, const FEW: usize>(
     lists: &Table<I, Branch<I, T, FEW>, V>,
     list: I,
 ) -> Vec<T> {
@@ -95,8 +110,14 @@ pub(crate) fn items<I: Id, T: Copy + Eq + Hash, V, const FEW: usize>(
     items
 }
 
+impl Belongs for BodyId {
+    fn owner(&self) -> Option<usize> {
+        Some(self.index())
+    }
+}
+
 /// Frees the lists that nobody holds any more, and lets go of their items.
-pub(crate) fn collect<I: Id, T: Eq + Hash, V, const FEW: usize>(
+pub(crate) fn collect<I: Id, T: Eq + Hash + Belongs, V, const FEW: usize>(
     lists: &mut Table<I, Branch<I, T, FEW>, V>,
     mut release: impl FnMut(T),
 ) {
@@ -178,7 +199,7 @@ impl Rules {
 
     /// Into which of the lists that one is divided into a body belongs.
     fn place(&self, body: BodyId, depth: u32) -> usize {
-        self.policies[self.bodies[body].name.policy].path.at(depth)
+        self.policies[self.bodies.key(body).name.policy].path.at(depth)
     }
 
     fn edit(&mut self, list: Option<ListId>, edits: &[Edit], depth: u32) -> Option<ListId> {
@@ -240,7 +261,7 @@ impl Rules {
                 count = bodies.len() as u32;
                 for &body in bodies {
                     self.bodies.hold(body);
-                    digests.push(*self.bodies.key(body));
+                    digests.push(self.bodies.key(body).digest);
                     names.extend(self.bodies[body].rules.iter().flat_map(|rule| rule.names.iter().cloned()));
                 }
                 digests.sort_unstable();
@@ -341,7 +362,7 @@ mod tests {
         };
         let names = |rules: &Rules, list| -> BTreeSet<_> {
             let bodies = items(&rules.lists, list).into_iter();
-            bodies.map(|body| rules.said(rules.bodies[body].name).name.to_string()).collect()
+            bodies.map(|body| rules.said(rules.bodies.key(body).name).name.to_string()).collect()
         };
         let bodies = many(&mut rules, &mut cluster, "one");
         let union = rules.union(&bodies).expect("it is not empty");

@@ -11,7 +11,7 @@ use crate::cluster::{
 };
 use crate::object::{self, Key, NamedPort};
 use crate::sorted::{Few, enter, insert, leave, sorted};
-use crate::table::{ClassId, GroupId, LabelsId, NodeId, PodId};
+use crate::table::{ClassId, GroupId, Id, LabelsId, NodeId, PodId};
 
 /// Lists of members up to this long have no room for more.
 const FEW: usize = 8;
@@ -201,12 +201,16 @@ impl Cluster {
 
     pub(crate) fn groups_of(&self, class: ClassKey) -> Few<GroupId> {
         let (mut groups, labels) = (Few::new(), &**self.words.labels.key(class.labels));
+        let mut try_one = |group| {
+            if self.words.selects(self.groups.key(group).1, labels) {
+                groups.push(group);
+            }
+        };
         for &scope in &self.namespaces[class.namespace].scopes {
-            self.filed.try_each(scope, labels, |group| {
-                if self.words.selects(self.groups.key(group).1, labels) {
-                    groups.push(group);
-                }
-            });
+            match self.groups.few(scope.index()) {
+                Some(few) => few.for_each(&mut try_one),
+                None => self.filed.try_each(scope, labels, &mut try_one),
+            }
         }
         groups.sort_unstable();
         groups.shrink_to_fit();

@@ -13,7 +13,7 @@ use crate::object::Key;
 use crate::rules::Rules;
 use crate::set::{Kind, Sets};
 use crate::sorted::{Few, few_sorted, sorted};
-use crate::table::{AttributionIndex, BodyId, ContentId, PartId, SetIndex};
+use crate::table::{AttributionIndex, Belongs, BodyId, ContentId, Id, PartId, SetIndex};
 use crate::{Fault, Limits};
 
 /// From the first key to the last, one of a leaf's bodies permits.
@@ -25,13 +25,32 @@ pub(crate) type Grants = SmallVec<[Grant; 8]>;
 /// From each key on, who permits; none if nobody does.
 type Steps = SmallVec<[(PortKey, Option<AttributionIndex>); 8]>;
 
-/// To look for a [`Row`].
-#[derive(Hash)]
-struct Saying<'a>(&'a [Step]);
+/// What rows say, and the attributions in it, each once and sorted.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Content {
+    pub(crate) named: Few<AttributionIndex>,
+    pub(crate) row: Row,
+}
 
-impl Equivalent<Row> for Saying<'_> {
-    fn equivalent(&self, row: &Row) -> bool {
-        self.0 == row.steps()
+/// To look for a [`Content`].
+#[derive(Hash)]
+struct Saying<'a>(&'a [AttributionIndex], &'a [Step]);
+
+impl Equivalent<Content> for Saying<'_> {
+    fn equivalent(&self, content: &Content) -> bool {
+        (self.0, self.1) == (&*content.named, content.row.steps())
+    }
+}
+
+impl Belongs for Saying<'_> {
+    fn owner(&self) -> Option<usize> {
+        Some(self.0.first()?.index())
+    }
+}
+
+impl Belongs for Content {
+    fn owner(&self) -> Option<usize> {
+        Saying(&self.named, self.row.steps()).owner()
     }
 }
 
@@ -111,17 +130,17 @@ impl Sets {
             Step { start, act: Act { verdict, attribution: self.attributions[by].id } }
         };
         let steps: Vec<_> = acts.iter().map(step).collect();
-        if let Some(content) = self.contents.find(&Saying(&steps)) {
+        let mut named: Few<_> = few_sorted(acts.iter().map(|&(_, (_, by))| by).collect());
+        if let Some(content) = self.contents.find(&Saying(&named, &steps)) {
             return content;
         }
         let row = match Row::new(steps) {
             Ok(row) => row,
             Err(error) => unreachable!("the edges are sorted and begin at the first key: {error}"),
         };
-        let mut named: Few<_> = few_sorted(acts.iter().map(|&(_, (_, by))| by).collect());
         named.shrink_to_fit();
         named.iter().for_each(|&by| self.attributions.hold(by));
-        self.contents.insert(row, named)
+        self.contents.insert(Content { named, row }, ())
     }
 
     fn draft(&mut self, rules: &mut Rules, set: SetIndex, elements: &[Element]) -> Draft {
@@ -282,7 +301,7 @@ impl Sets {
             let bodies = self.sets.key(set).bodies(rules);
             let first = weights.len();
             weights.extend(
-                bodies.iter().map(|&body| (0_usize, rules.policies.key(rules.bodies[body].name.policy))),
+                bodies.iter().map(|&body| (0_usize, rules.named(rules.bodies.key(body).name.policy))),
             );
             for (.., at) in self.matched(rules, set, elements) {
                 weights[first + at as usize].0 += 1;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use durward_proto::{Digest, Digester, Direction, PortKey, view};
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 
 use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
 use crate::list::{self, Bodies, Isolating, ListState, Path};
 use crate::object::{Key, Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
-use crate::table::{BodyId, GroupId, ListId, NamespaceId, PolicyId, Table, TermId};
+use crate::table::{Belongs, BodyId, GroupId, Id, ListId, NamespaceId, PolicyId, Table, TermId};
 use crate::{Fault, Limits};
 
 /// Something that a remote address can match: all that is there must hold for one and the same pod,
@@ -43,10 +43,57 @@ pub(crate) struct Name {
     pub(crate) logged: bool,
 }
 
+/// A policy's key, and its namespace.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PolicyKey {
+    namespace: NamespaceId,
+    pub(crate) key: Key,
+}
+
+/// To look for a [`PolicyKey`].
+#[derive(Hash)]
+struct PolicyOf<'a>(NamespaceId, &'a Key);
+
+impl Equivalent<PolicyKey> for PolicyOf<'_> {
+    fn equivalent(&self, of: &PolicyKey) -> bool {
+        (self.0, self.1) == (of.namespace, &of.key)
+    }
+}
+
+impl Belongs for PolicyOf<'_> {
+    fn owner(&self) -> Option<usize> {
+        Some(self.0.index())
+    }
+}
+
+impl Belongs for PolicyKey {
+    fn owner(&self) -> Option<usize> {
+        Some(self.namespace.index())
+    }
+}
+
+impl Belongs for Name {
+    fn owner(&self) -> Option<usize> {
+        Some(self.policy.index())
+    }
+}
+
+/// What a body says, by the digest of that, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BodyKey {
+    pub(crate) name: Name,
+    pub(crate) digest: Digest,
+}
+
+impl Belongs for BodyKey {
+    fn owner(&self) -> Option<usize> {
+        self.name.owner()
+    }
+}
+
 /// A policy's rules for one direction. The rules of one that fails closed are none.
 #[derive(Debug)]
 pub(crate) struct Body {
-    pub(crate) name: Name,
     pub(crate) rules: Box<[Compiled]>,
 }
 
@@ -73,9 +120,9 @@ pub(crate) struct Rules {
     /// How many policies a list may have that is not divided.
     pub(crate) leaf: usize,
     pub(crate) terms: Table<TermId, Term, Digest>,
-    pub(crate) policies: Table<PolicyId, Key, PolicyState>,
+    pub(crate) policies: Table<PolicyId, PolicyKey, PolicyState>,
     /// By the digest of their content.
-    pub(crate) bodies: Table<BodyId, Digest, Body>,
+    pub(crate) bodies: Table<BodyId, BodyKey, Body>,
     /// Lists of them: what isolates pods.
     pub(crate) lists: Table<ListId, Bodies, ListState>,
     /// Long unions that were asked for in the batch: many classes are of the same groups.
@@ -96,17 +143,28 @@ impl Rules {
 
     /// The policy with this key; it is not there until somebody says so.
     pub(crate) fn policy(&mut self, cluster: &mut Cluster, key: Key) -> PolicyId {
-        self.policies.find(&key).unwrap_or_else(|| {
+        let namespace = cluster.namespace(&key.namespace);
+        self.policies.find(&PolicyOf(namespace, &key)).unwrap_or_else(|| {
             let path = Path::of(&key);
-            let namespace = cluster.namespace(&key.namespace);
-            let namespace = cluster.namespaces.key(namespace).clone();
-            self.policies.insert(Key { namespace, ..key }, PolicyState { enforced: None, path })
+            let key = Key { namespace: cluster.namespaces.key(namespace).clone(), ..key };
+            cluster.namespaces.hold(namespace);
+            self.policies.insert(PolicyKey { namespace, key }, PolicyState { enforced: None, path })
         })
+    }
+
+    /// The policy with this key, if there is one.
+    pub(crate) fn find(&self, cluster: &Cluster, key: &Key) -> Option<PolicyId> {
+        self.policies.find(&PolicyOf(cluster.namespaces.find(&key.namespace)?, key))
+    }
+
+    /// A policy's namespace and name.
+    pub(crate) fn named(&self, policy: PolicyId) -> &Key {
+        &self.policies.key(policy).key
     }
 
     /// What a name says.
     pub(crate) fn said(&self, Name { policy, logged }: Name) -> view::Policy {
-        let Key { namespace, name } = self.policies.key(policy).clone();
+        let Key { namespace, name } = self.named(policy).clone();
         view::Policy { namespace, name, logged }
     }
 
@@ -146,12 +204,13 @@ impl Rules {
         let rules: Box<[_]> =
             rules.iter().map(|rule| self.rule(cluster, namespace, direction, rule)).collect();
         let digest = self.digest(name, direction, &rules);
-        if let Some(body) = self.bodies.find(&digest) {
+        let key = BodyKey { name, digest };
+        if let Some(body) = self.bodies.find(&key) {
             return body;
         }
         self.policies.hold(name.policy);
         rules.iter().flat_map(terms_of).for_each(|term| self.terms.hold(term));
-        self.bodies.insert(digest, Body { name, rules })
+        self.bodies.insert(key, Body { rules })
     }
 
     fn rule(
@@ -251,7 +310,7 @@ impl Rules {
     }
 
     fn digest(&self, Name { policy, logged }: Name, direction: Direction, rules: &[Compiled]) -> Digest {
-        let Key { namespace, name } = self.policies.key(policy);
+        let Key { namespace, name } = self.named(policy);
         let mut digester = Digester::new("policy");
         digester.field(namespace.as_bytes());
         digester.field(name.as_bytes());
@@ -280,9 +339,9 @@ impl Rules {
     pub(crate) fn collect(&mut self, cluster: &mut Cluster) {
         self.unions = HashMap::new();
         list::collect(&mut self.lists, |body| self.bodies.release(body));
-        for (_, _, body) in self.bodies.collect() {
+        for (_, key, body) in self.bodies.collect() {
             body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));
-            self.policies.release(body.name.policy);
+            self.policies.release(key.name.policy);
         }
         for (id, term, _) in self.terms.collect() {
             if let Some(group) = term.group {
@@ -290,7 +349,9 @@ impl Rules {
                 cluster.groups.release(group);
             }
         }
-        self.policies.collect();
+        for (_, key, _) in self.policies.collect() {
+            cluster.namespaces.release(key.namespace);
+        }
     }
 }
 
@@ -312,6 +373,12 @@ fn by_direction(spec: Spec) -> (Selector, [Option<Vec<Rule>>; 2]) {
             let egress = egress.then(|| rules.egress.unwrap_or_default());
             (rules.selector, [ingress, egress])
         }
+    }
+}
+
+impl Belongs for Term {
+    fn owner(&self) -> Option<usize> {
+        Some(self.group?.index())
     }
 }
 

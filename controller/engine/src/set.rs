@@ -10,11 +10,12 @@ use crate::elements::{Asked, Element, Elements, Of};
 use crate::limit::{Load, pages};
 use crate::list::{self, Branch, FAN};
 use crate::object::{Key, NamedPort};
-use crate::row::{Grant, Grants, Part, RowState};
+use crate::row::{Content, Grant, Grants, Part, RowState};
 use crate::rules::{Name, Rules};
-use crate::sorted::{Few, few_sorted, sorted};
+use crate::sorted::{few_sorted, sorted};
 use crate::table::{
-    AtomIndex, AttributionIndex, BodyId, ContentId, ListId, PartId, RowIndex, SetIndex, Table, TermId,
+    AtomIndex, AttributionIndex, Belongs, BodyId, ContentId, Id, ListId, PartId, RowIndex, SetIndex, Table,
+    TermId,
 };
 use crate::{Fault, Limits};
 
@@ -25,6 +26,12 @@ pub(crate) struct SetKey {
     /// Those of the pod's named ports that its ingress rules name; none if it is closed: then it permits
     /// nothing, whatever its rules.
     pub(crate) bindings: Option<Box<[NamedPort]>>,
+}
+
+impl Belongs for SetKey {
+    fn owner(&self) -> Option<usize> {
+        Some(self.list.index())
+    }
 }
 
 #[derive(Debug)]
@@ -72,8 +79,7 @@ pub(crate) struct Sets {
     pub(crate) rows: Table<RowIndex, Of<SetIndex>, RowState>,
     /// What branches add to rows.
     pub(crate) parts: Table<PartId, Of<SetIndex>, Part>,
-    /// What rows say, with the attributions in it, each once.
-    pub(crate) contents: Table<ContentId, Row, Few<AttributionIndex>>,
+    pub(crate) contents: Table<ContentId, Content, ()>,
     pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, Name, 2>, AttributionState>,
 }
 
@@ -200,12 +206,12 @@ impl Sets {
 
     /// What a row says.
     pub(crate) fn said(&self, row: RowIndex) -> &Row {
-        self.contents.key(self.rows[row].content)
+        &self.contents.key(self.rows[row].content).row
     }
 
     /// The attributions that a row names, each once.
     pub(crate) fn named(&self, row: RowIndex) -> &[AttributionIndex] {
-        &self.contents[self.rows[row].content]
+        &self.contents.key(self.rows[row].content).named
     }
 
     /// What a set's row takes.
@@ -312,8 +318,8 @@ impl Sets {
                 self.remove_overflow(policy, &fault);
             }
         }
-        for (_, _, attributions) in self.contents.collect() {
-            attributions.iter().for_each(|&attribution| self.attributions.release(attribution));
+        for (_, content, ()) in self.contents.collect() {
+            content.named.iter().for_each(|&attribution| self.attributions.release(attribution));
         }
         self.collect_parts(rules);
         for (_, elements, _) in self.atoms.collect() {

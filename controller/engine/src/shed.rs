@@ -302,9 +302,8 @@ impl Refresh<'_> {
         let mut sizes = HashMap::<GroupId, usize>::new();
         let mut mentions = HashMap::<PolicyId, usize>::new();
         for body in bodies {
-            let body = &self.rules.bodies[body];
-            let count = mentions.entry(body.name.policy).or_default();
-            for rule in &body.rules {
+            let count = mentions.entry(self.rules.bodies.key(body).name.policy).or_default();
+            for rule in &self.rules.bodies[body].rules {
                 let terms = rule.peers.iter().flatten().chain(&rule.named);
                 for &term in terms {
                     let Term { group, block, .. } = self.rules.terms.key(term);
@@ -316,7 +315,7 @@ impl Refresh<'_> {
                 *count += rule.ranges.len() + rule.names.len();
             }
         }
-        let named = mentions.into_iter().map(|(policy, count)| (count, self.rules.policies.key(policy)));
+        let named = mentions.into_iter().map(|(policy, count)| (count, self.rules.named(policy)));
         match named.max_by_key(|&(count, policy)| (count, Reverse(policy))) {
             Some((_, policy)) => policy.clone(),
             None => unreachable!("only sets that need something are closed"),

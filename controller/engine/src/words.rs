@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::object::{self, NamedPort, Operator, Requirement};
 use crate::sorted::{Few, few_sorted};
-use crate::table::{LabelsId, PortsId, SelectorId, Table, WordId};
+use crate::table::{Belongs, LabelsId, PortsId, SelectorId, Table, WordId};
 
 /// A selector's requirement of one label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,6 +36,10 @@ impl Test {
 
 /// Keys and values, sorted by key.
 pub(crate) type LabelList = Box<[(WordId, WordId)]>;
+
+impl Belongs for [(WordId, WordId)] {}
+impl Belongs for [Need] {}
+impl Belongs for [NamedPort] {}
 
 /// Strings of labels, and what is made of them.
 #[derive(Debug, Default)]
