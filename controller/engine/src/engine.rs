@@ -89,7 +89,7 @@ pub struct Engine {
     pairs: Pairs,
     /// Addresses of nodes whose rules mention the same, likewise.
     alike: Alike,
-    /// Policies that isolate groups from now on, or no longer, in the order of events.
+    /// Policies that isolate groups from now on, or no longer, in the order of events. Both are held.
     edits: Vec<(GroupId, Direction, BodyId, bool)>,
     /// How many events there were that can change for whom a node has room.
     generation: u64,
@@ -134,8 +134,12 @@ impl Engine {
         let logging = self.logging;
         // A policy may be in it twice; it is reported once.
         let mut policies = vec![];
-        for event in events {
+        for (number, event) in (1..).zip(events) {
             self.take(event, &mut policies);
+            // Where nobody is told anything, nothing of before the batch need stay.
+            if self.views.is_empty() && number % self.limits.events_per_piece == 0 {
+                self.collect();
+            }
         }
         self.settle_subjects();
         let left_out = self.publish_dirty((self.logging != logging).then_some(self.logging), tell);
@@ -305,6 +309,8 @@ impl Engine {
     fn edit(&mut self, policy: &Enforced, comes: bool) {
         for direction in Direction::BOTH {
             if let Some(body) = policy.bodies[direction as usize] {
+                self.cluster.groups.hold(policy.subject);
+                self.rules.bodies.hold(body);
                 self.edits.push((policy.subject, direction, body, comes));
             }
         }
@@ -324,6 +330,10 @@ impl Engine {
             new.into_iter().for_each(|by| self.rules.hold(by));
             old.into_iter().for_each(|by| self.rules.release(by));
             self.cluster.groups[group].isolating[direction as usize] = new;
+            for &(group, _, body, _) in edits {
+                self.cluster.groups.release(group);
+                self.rules.bodies.release(body);
+            }
         }
     }
 

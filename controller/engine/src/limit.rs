@@ -6,6 +6,7 @@
 //! need most (see `shed.rs`). Other pods are not concerned. Where Services have more frontends than nodes
 //! have room for, namespaces that have most leave out some of their own (see `share.rs`).
 
+use std::num::NonZeroUsize;
 use std::ops::{AddAssign, SubAssign};
 use std::sync::Arc;
 
@@ -30,6 +31,9 @@ pub struct Limits {
     /// How many policies a list has at most that is not divided. All controllers must have the same, for what lists
     /// are called depends on it; fewer than the default is for tests, in which lists are short.
     pub policies_per_leaf: usize,
+    /// After how many events, while no node is subscribed, what they leave behind is put in order, also in the middle of a
+    /// batch: as long as caches hold it.
+    pub events_per_piece: NonZeroUsize,
     /// How often the rules behind one row, and the attributions in it, may mention a policy.
     pub mentions_per_row: usize,
     /// Addresses of pods that the rules on one node mention. Kernels hold 524,288, so that there is room
@@ -64,6 +68,7 @@ impl Default for Limits {
             ports_per_policy: 5_000,
             steps_per_row: 16_384,
             policies_per_leaf: LEAF,
+            events_per_piece: const { NonZeroUsize::new(256).unwrap() },
             mentions_per_row: 1_000_000,
             addresses_per_node: 400_000,
             blocks_per_node: 65_536,

@@ -3,6 +3,7 @@
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use durward_engine::object::{Event, Key, Pod, Policy, Rules, Spec};
@@ -15,9 +16,10 @@ type Views = BTreeMap<Arc<str>, NodeView>;
 
 const NODES: [&str; 3] = ["north", "south", "nobody's"];
 
-/// Lists are short here: those of three policies are divided.
-fn few_to_a_leaf() -> Limits {
-    Limits { policies_per_leaf: 2, ..Limits::default() }
+/// Lists are short here: those of three policies are divided. So are the pieces in which a first batch is taken.
+fn divided_soon() -> Limits {
+    let events_per_piece = NonZeroUsize::new(3).expect("it is not zero");
+    Limits { policies_per_leaf: 2, events_per_piece, ..Limits::default() }
 }
 
 #[test]
@@ -30,7 +32,7 @@ fn the_engine_agrees_with_the_oracle() {
         |events| {
             let cluster = cluster(events.iter().flatten());
             let (remotes, keys) = (random::remotes(&cluster), random::keys(&cluster));
-            let mut engine = Engine::new(few_to_a_leaf());
+            let mut engine = Engine::new(divided_soon());
             engine.apply(events.into_iter().flatten());
             let views = views(&mut engine);
             for (subject, remote, direction) in questions(&cluster, &remotes) {
@@ -136,7 +138,7 @@ fn history_does_not_matter() {
         history,
         |steps| print(steps),
         |steps| {
-            let mut engine = Engine::new(few_to_a_leaf());
+            let mut engine = Engine::new(divided_soon());
             let mut told = Views::new();
             let mut faults = BTreeMap::new();
             let mut so_far = vec![];
@@ -156,7 +158,7 @@ fn history_does_not_matter() {
                     Again::Everything => state(&cluster).collect(),
                 };
                 prop_assert_eq!(engine.apply(repeated), Outcome::default(), "news of what is known");
-                let (mut fresh, fresh_faults) = from_state(&cluster, few_to_a_leaf());
+                let (mut fresh, fresh_faults) = from_state(&cluster, divided_soon());
                 prop_assert_eq!(&faults, &fresh_faults);
                 for (node, view) in &told {
                     prop_assert_eq!(view.check(), Ok(()));
@@ -194,7 +196,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn limit() -> impl Strategy<Value = Limits> {
-    let all = few_to_a_leaf();
+    let all = divided_soon();
     prop_oneof![
         (0..8_usize).prop_map(move |addresses_per_node| Limits { addresses_per_node, ..all }),
         (0..6_usize).prop_map(move |blocks_per_node| Limits { blocks_per_node, ..all }),
@@ -247,7 +249,7 @@ fn on_a_node_without_room_pods_are_judged_exactly_or_closed() {
                 hear(&mut told, &mut faults, outcome)?;
             }
             let cluster = cluster(&so_far);
-            let (mut free, _) = from_state(&cluster, few_to_a_leaf());
+            let (mut free, _) = from_state(&cluster, divided_soon());
             let (mut fresh, _) = from_state(&cluster, limits);
             for (node, view) in &told {
                 let closed = exact_or_closed(&cluster, node, view)?;
