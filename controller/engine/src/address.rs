@@ -160,16 +160,14 @@ impl Refresh<'_> {
 
     /// All addresses of a view that had none.
     fn all_addresses(&mut self) -> Delta<IpAddr, AtomId> {
-        // Blocks would have to be the same, too.
-        let is_alike = self.view.blocks.atoms().is_empty() && self.alike.is_alike(&self.view.terms);
-        let found = match self.alike.found.take_if(|_| is_alike) {
-            Some(found) => found,
-            None => self.find_all(),
-        };
+        let kind = self.alike.kind(&self.view.terms);
+        let known = self.alike.find(kind, &self.view.terms).cloned();
+        let found = known.unwrap_or_else(|| {
+            let found = self.find_all();
+            self.alike.told(kind, &self.view.terms, &found);
+            found
+        });
         found.atoms.iter().for_each(|&(atom, times)| self.atoms.add_times(atom, times));
-        if is_alike {
-            self.alike.found = Some(found.clone());
-        }
         Delta { put: LiteMap::from_sorted_store_unchecked(found.addresses), ..Delta::default() }
     }
 

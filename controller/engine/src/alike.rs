@@ -1,17 +1,31 @@
-//! Addresses of nodes whose rules mention the same, worked out once. Pure.
+//! Addresses of nodes whose rules mention the same, blocks included, worked out once. Pure.
 
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use durward_proto::AtomId;
+use hashbrown::{DefaultHashBuilder, HashMap};
 
 use crate::table::{AtomIndex, TermId};
 use crate::terms::Terms;
 
-/// What the rules of a node mention that was told all addresses, and those addresses once another's mention the same.
+/// Kinds of nodes that were told all addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Alike {
-    terms: Vec<TermId>,
-    pub(crate) found: Option<Found>,
+    hasher: DefaultHashBuilder,
+    /// By the hash of what their rules mention: what that is, and those addresses. None while there was one such node.
+    kinds: HashMap<u64, Option<Kind>>,
+    /// How many addresses there are.
+    size: usize,
+}
+
+/// How many addresses are kept.
+const MOST: usize = 131_072;
+
+#[derive(Debug)]
+struct Kind {
+    terms: Box<[TermId]>,
+    found: Found,
 }
 
 /// Addresses, sorted, and how many of them have each atom; there may be the same atom again.
@@ -22,17 +36,34 @@ pub(crate) struct Found {
 }
 
 impl Alike {
-    /// Whether the last node's terms were these. If not, they are the last node's now.
-    pub(crate) fn is_alike(&mut self, terms: &Terms) -> bool {
-        let is_alike = terms.iter().eq(self.terms.iter().copied());
-        if !is_alike {
-            *self = Self { terms: terms.iter().collect(), found: None };
+    /// By which nodes whose rules mention this are found.
+    pub(crate) fn kind(&self, terms: &Terms) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        terms.iter().for_each(|term| term.hash(&mut hasher));
+        hasher.finish()
+    }
+
+    /// The addresses of nodes whose rules mention this.
+    pub(crate) fn find(&self, kind: u64, terms: &Terms) -> Option<&Found> {
+        let known = self.kinds.get(&kind)?.as_ref()?;
+        terms.iter().eq(known.terms.iter().copied()).then_some(&known.found)
+    }
+
+    /// A node was told these. Those of the second of a kind are kept: there may be more.
+    pub(crate) fn told(&mut self, kind: u64, terms: &Terms, found: &Found) {
+        let is_second = self.kinds.contains_key(&kind);
+        if is_second {
+            self.size += found.addresses.len();
+            if self.size > MOST {
+                return self.clear();
+            }
         }
-        is_alike
+        let known = || Kind { terms: terms.iter().collect(), found: found.clone() };
+        self.kinds.insert(kind, is_second.then(known));
     }
 
     /// Something may have changed.
     pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+        (self.kinds, self.size) = Default::default();
     }
 }

@@ -47,7 +47,7 @@ impl Sets {
         });
         let (count, id) = (names.len(), AttributionId::of(fields));
         let told = (count > FEW).then(|| Box::new(attribution(rules, &ordered).into()));
-        let branch = Branch::Leaf(SmallVec::from_slice(names));
+        let branch = Branch::Leaf(SmallVec::from_slice(&ordered));
         self.attributions.insert(branch, AttributionState { count: count as u32, id, told })
     }
 
@@ -80,7 +80,7 @@ impl Sets {
     pub(crate) fn policy_list(&self, rules: &Rules, of: AttributionIndex) -> PolicyList {
         match (&self.attributions[of].told, self.attributions.key(of)) {
             (Some(told), _) => (**told).clone(),
-            (None, Branch::Leaf(names)) => attribution(rules, &by_key(rules, names)).into(),
+            (None, Branch::Leaf(names)) => attribution(rules, names).into(),
             (None, Branch::Inner(_)) => unreachable!("what is made of parts is kept"),
         }
     }

@@ -27,31 +27,31 @@ const DEEPEST: u32 = 21;
 /// A list, by its content. One of a few items, as most are, has no box.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Branch<I, T, const FEW: usize> {
-    /// Sorted, never empty.
+    /// In the order in which they are told, each once; never empty.
     Leaf(SmallVec<[T; FEW]>),
     /// By the next three bits of the policies' digests.
     Inner(Box<[Option<I>; FAN]>),
 }
 
-impl<I: Hash, T: Hash, const FEW: usize> Hash for Branch<I, T, FEW> {
+impl<I: Hash, T: Clone + Ord + Hash, const FEW: usize> Hash for Branch<I, T, FEW> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self {
-            Self::Leaf(items) => LeafOf(items).hash(state),
+            Self::Leaf(items) => LeafOf(&few_sorted(items.clone())).hash(state),
             Self::Inner(children) => (false, children).hash(state),
         }
     }
 }
 
-impl<I, T: Belongs, const FEW: usize> Belongs for Branch<I, T, FEW> {
+impl<I, T: Ord + Belongs, const FEW: usize> Belongs for Branch<I, T, FEW> {
     fn owner(&self) -> Option<usize> {
         match self {
-            Self::Leaf(items) => LeafOf(items).owner(),
+            Self::Leaf(items) => items.iter().min()?.owner(),
             Self::Inner(_) => None,
         }
     }
 }
 
-/// To look for a leaf.
+/// To look for a leaf of these items, sorted.
 pub(crate) struct LeafOf<'a, T>(pub(crate) &'a [T]);
 
 impl<T: Belongs> Belongs for LeafOf<'_, T> {
@@ -66,9 +66,10 @@ impl<T: Hash> Hash for LeafOf<'_, T> {
     }
 }
 
-impl<I, T: Eq, const FEW: usize> Equivalent<Branch<I, T, FEW>> for LeafOf<'_, T> {
+impl<I, T: Ord, const FEW: usize> Equivalent<Branch<I, T, FEW>> for LeafOf<'_, T> {
     fn equivalent(&self, branch: &Branch<I, T, FEW>) -> bool {
-        matches!(branch, Branch::Leaf(items) if **items == *self.0)
+        let Branch::Leaf(items) = branch else { return false };
+        items.len() == self.0.len() && items.iter().all(|item| self.0.binary_search(item).is_ok())
     }
 }
 
@@ -96,7 +97,7 @@ impl<I: Id, T, const FEW: usize> Branch<I, T, FEW> {
 }
 
 /// All items of a list.
-pub(crate) fn items<I: Id, T: Copy + Eq + Hash + Belongs, V, const FEW: usize>(
+pub(crate) fn items<I: Id, T: Copy + Ord + Hash + Belongs, V, const FEW: usize>(
     lists: &Table<I, Branch<I, T, FEW>, V>,
     list: I,
 ) -> Vec<T> {
@@ -117,7 +118,7 @@ impl Belongs for BodyId {
 }
 
 /// Frees the lists that nobody holds any more, and lets go of their items.
-pub(crate) fn collect<I: Id, T: Eq + Hash + Belongs, V, const FEW: usize>(
+pub(crate) fn collect<I: Id, T: Clone + Ord + Hash + Belongs, V, const FEW: usize>(
     lists: &mut Table<I, Branch<I, T, FEW>, V>,
     mut release: impl FnMut(T),
 ) {

@@ -3,6 +3,7 @@
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -172,6 +173,67 @@ fn history_does_not_matter() {
             engine.apply(cluster.policies.into_keys().map(Event::PolicyGone));
             engine.apply(cluster.namespaces.into_keys().map(Event::NamespaceGone));
             prop_assert_eq!(engine.sizes(), Sizes::default());
+            Ok(())
+        },
+    );
+}
+
+/// The event, of a pod for several: each node becomes as many, which have pods alike.
+fn on_each_of_several_nodes(event: Event) -> Vec<Event> {
+    let copy = |n: u8| {
+        let key = |key: &Key| Key::new(key.namespace.clone(), format!("{}-{n}", key.name));
+        match &event {
+            Event::Pod(pod) => Event::Pod(Pod {
+                uid: format!("{}-{n}", pod.uid).as_str().into(),
+                key: key(&pod.key),
+                node: pod.node.as_ref().map(|node| format!("{node}-{n}").into()),
+                addresses: pod.addresses.iter().map(|&address| nth_after(address, 16 * n)).collect(),
+                ..pod.clone()
+            }),
+            Event::PodGone(gone) => Event::PodGone(key(gone)),
+            _ => event.clone(),
+        }
+    };
+    match event {
+        Event::Pod(_) | Event::PodGone(_) => (0..4).map(copy).collect(),
+        _ => vec![event],
+    }
+}
+
+fn nth_after(address: IpAddr, n: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() + u32::from(n)).into()),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() + u128::from(n)).into()),
+    }
+}
+
+#[test]
+fn of_nodes_that_are_alike_each_is_told_what_it_would_be_alone() {
+    let batches = (random::history(2..3, 4..30), prop::bool::weighted(0.2));
+    random::check(
+        2_000,
+        batches,
+        |(batches, _)| random::print::events(batches.iter().flatten()),
+        |(batches, blocks)| {
+            let mut engine = Engine::new(divided_soon());
+            let (mut told, mut faults, mut so_far) = (Views::new(), BTreeMap::new(), vec![]);
+            for events in batches {
+                let events = events
+                    .into_iter()
+                    .map(|event| if blocks { event } else { random::without_blocks(event) });
+                let events: Vec<_> = events.flat_map(on_each_of_several_nodes).collect();
+                so_far.extend(events.clone());
+                hear(&mut told, &mut faults, engine.apply(events))?;
+                // Of each kind the first, then the second, and so on; and all of them again after the second batch.
+                for node in (0..4).flat_map(|n| ["north", "south"].map(|node| format!("{node}-{n}"))) {
+                    told.insert(node.as_str().into(), engine.subscribe(&node));
+                }
+                let cluster = cluster(&so_far);
+                for (node, view) in &told {
+                    let alone = from_state(&cluster, divided_soon()).0.subscribe(node);
+                    prop_assert_eq!(view, &alone, "{}", node);
+                }
+            }
             Ok(())
         },
     );
