@@ -14,7 +14,7 @@ use crate::terms::Terms;
 pub(crate) struct Alike {
     hasher: DefaultHashBuilder,
     /// By the hash of what their rules mention: what that is, and those addresses. None while there was one such node.
-    kinds: HashMap<u64, Option<Kind>>,
+    kinds: HashMap<u64, Option<Box<Kind>>>,
     /// How many addresses there are.
     size: usize,
 }
@@ -58,7 +58,7 @@ impl Alike {
                 return self.clear();
             }
         }
-        let known = || Kind { terms: terms.iter().collect(), found: found.clone() };
+        let known = || Box::new(Kind { terms: terms.iter().collect(), found: found.clone() });
         self.kinds.insert(kind, is_second.then(known));
     }
 
