@@ -57,7 +57,8 @@ impl TryFrom<wire::Patch> for Patch {
         let ids = removed_attributions.iter().map(|id| removed.digest(id).map(AttributionId));
         let attributions = removed.delta(put, ids)?;
 
-        let put = field("put_addresses").map(put_addresses.into_iter().map(address))?;
+        let put = put_addresses.iter().map(addresses).collect::<Result<Vec<_>, _>>()?;
+        let put = field("put_addresses").map(put.into_iter().flatten().map(Ok))?;
         let removed = field("removed_addresses");
         let addresses = removed.delta(put, removed_addresses.iter().map(|bytes| removed.address(bytes)))?;
 
@@ -179,10 +180,16 @@ fn attribution(attribution: wire::Attribution) -> Result<PolicyList, DecodeError
     Ok(PolicyList::Policies(Attribution(policies.into())))
 }
 
-fn address(address: wire::Address) -> Result<(IpAddr, AtomId), DecodeError> {
-    let wire::Address { address, atom } = address;
-    let field = |name| Field("Address", name);
-    Ok((field("address").address(&address)?, AtomId(field("atom").digest(&atom)?)))
+/// The addresses that have an atom, each with it.
+fn addresses(atom: &wire::Atom) -> Result<Vec<(IpAddr, AtomId)>, DecodeError> {
+    let wire::Atom { id, v4, v6 } = atom;
+    let (id, field) = (AtomId(Field("Atom", "id").digest(id)?), Field("Atom", "v6"));
+    let (v6, rest) = v6.as_chunks();
+    if !rest.is_empty() {
+        return Err(field.wrong(Problem::Length { expected: "16 for each address", found: rest.len() }));
+    }
+    let v4 = v4.iter().map(|&bits| Ok((IpAddr::V4(bits.into()), id)));
+    v4.chain(v6.iter().map(|&octets| Ok((field.v6(octets)?, id)))).collect()
 }
 
 fn put_block(block: wire::Block) -> Result<(Block, AtomId), DecodeError> {

@@ -18,6 +18,9 @@ use crate::{
 /// tonic's has 8 KiB at first, and does not grow for these.
 pub const MAX_PART_BYTES: usize = 8_000;
 
+/// How many addresses of one atom are told together: as many IPv6 ones fit into a part.
+const ADDRESSES_AT_ONCE: usize = 480;
+
 /// What a field adds to the message that holds it, besides its content: key and length.
 const FIELD_BYTES: usize = 4;
 
@@ -72,8 +75,13 @@ pub fn parts(patch: &Patch) -> Parts {
             SetDelta::Removed => parts.room(id.0.0.len()).removed_sets.push(bytes_of(id.0)),
         }
     }
-    for address in addresses.put.iter().map(wire::Address::from) {
-        parts.room(address.encoded_len()).put_addresses.push(address);
+    let mut put: Vec<_> = addresses.put.iter().collect();
+    put.sort_by_key(|&(_, atom)| atom);
+    for alike in put.chunk_by(|(_, one), (_, other)| one == other) {
+        for some in alike.chunks(ADDRESSES_AT_ONCE) {
+            let atom = atom(*some[0].1, some.iter().map(|&(&address, _)| address));
+            parts.room(atom.encoded_len()).put_addresses.push(atom);
+        }
     }
     for block in blocks.put.iter().map(wire::Block::from) {
         parts.room(block.encoded_len()).put_blocks.push(block);
@@ -242,10 +250,16 @@ impl From<&PolicyList> for wire::Attribution {
     }
 }
 
-impl From<(&IpAddr, &AtomId)> for wire::Address {
-    fn from((&address, atom): (&IpAddr, &AtomId)) -> Self {
-        Self { address: address_bytes(address), atom: bytes_of(atom.0) }
+/// Addresses that have this atom.
+fn atom(id: AtomId, addresses: impl Iterator<Item = IpAddr>) -> wire::Atom {
+    let mut atom = wire::Atom { id: bytes_of(id.0), v4: vec![], v6: vec![] };
+    for address in addresses {
+        match address {
+            IpAddr::V4(v4) => atom.v4.push(v4.to_bits()),
+            IpAddr::V6(v6) => atom.v6.extend(v6.octets()),
+        }
     }
+    atom
 }
 
 impl From<(&Block, &AtomId)> for wire::Block {

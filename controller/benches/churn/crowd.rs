@@ -39,13 +39,18 @@ pub(crate) async fn hear(controller: SocketAddr, nodes: Vec<Connection>, changes
     hearing.join_all().await.into_iter().sum()
 }
 
+/// How many addresses a patch puts.
+fn addresses(patch: &Patch) -> usize {
+    patch.put_addresses.iter().map(|atom| atom.v4.len()).sum()
+}
+
 /// Until the node was told all that are mentioned.
 async fn hear_all(controller: SocketAddr, mut connection: Connection, name: String) -> usize {
     let (mut told, mut begun_anew) = (0, 0);
     while told < MENTIONED {
         told += match connection.hear().await {
-            Some(to_node::Message::Part(part)) => Patch::decode(part).unwrap().put_addresses.len(),
-            Some(to_node::Message::Change(change)) => change.patch.unwrap().put_addresses.len(),
+            Some(to_node::Message::Part(part)) => addresses(&Patch::decode(part).unwrap()),
+            Some(to_node::Message::Change(change)) => addresses(&change.patch.unwrap()),
             Some(to_node::Message::InSync(_)) => 0,
             None => {
                 begun_anew += 1;

@@ -113,11 +113,8 @@ pub(crate) async fn listen(
         let patch = change.patch.unwrap();
         if counts.load(Ordering::Relaxed) {
             latencies.messages.fetch_add(1, Ordering::Relaxed);
-            for bytes in changed(&patch) {
-                let Ok(bytes) = <[u8; 4]>::try_from(bytes) else { continue };
-                sent.since(IpAddr::V4(Ipv4Addr::from(bytes)))
-                    .iter()
-                    .for_each(|&since| latencies.count(since));
+            for address in changed(&patch) {
+                sent.since(IpAddr::V4(address)).iter().for_each(|&since| latencies.count(since));
             }
         }
         connection.say(FromNode { message: change.to.map(from_node::Message::Acked) }).await;
@@ -126,10 +123,11 @@ pub(crate) async fn listen(
 
 /// The addresses of the pods that this change is about. Where the node's own pods come and go, so do the
 /// peers of their policies, which did not change themselves.
-fn changed(patch: &Patch) -> Vec<&[u8]> {
+fn changed(patch: &Patch) -> Vec<Ipv4Addr> {
+    let v4 = |bytes: &Vec<u8>| <[u8; 4]>::try_from(&**bytes).ok().map(Ipv4Addr::from);
     if patch.put_pods.is_empty() && patch.removed_pods.is_empty() {
-        let put = patch.put_addresses.iter().map(|put| &*put.address);
-        return put.chain(patch.removed_addresses.iter().map(|address| &**address)).collect();
+        let put = patch.put_addresses.iter().flat_map(|atom| &atom.v4).map(|&bits| bits.into());
+        return put.chain(patch.removed_addresses.iter().filter_map(v4)).collect();
     }
-    patch.put_pods.iter().flat_map(|pod| pod.addresses.iter().map(|address| &**address)).collect()
+    patch.put_pods.iter().flat_map(|pod| &pod.addresses).filter_map(v4).collect()
 }

@@ -107,7 +107,11 @@ impl Field {
             return Ok(v4.into());
         }
         let wrong = |_| self.wrong(Problem::Length { expected: "4 or 16", found: bytes.len() });
-        let v6 = Ipv6Addr::from(<[u8; 16]>::try_from(bytes).map_err(wrong)?);
+        self.v6(<[u8; 16]>::try_from(bytes).map_err(wrong)?)
+    }
+
+    pub(super) fn v6(self, octets: [u8; 16]) -> Result<IpAddr, DecodeError> {
+        let v6 = Ipv6Addr::from(octets);
         match v6.to_ipv4_mapped() {
             Some(_) => Err(self.wrong(Problem::Mapped(v6.into()))),
             None => Ok(v6.into()),
