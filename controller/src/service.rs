@@ -35,13 +35,13 @@ enum ServiceFault {
 /// A Service is so.
 pub(crate) fn put_service(object: &v1::Service) -> Translation {
     let (key, mut faults) = (key(&object.metadata), vec![]);
-    let service = service(&key, object, &mut faults);
-    let event = service.map_or_else(|| Event::ServiceGone(key.clone()), Event::Service);
-    let fault = notice(
-        faults,
-        reference::<v1::Service>(Some(&key.namespace), &key.name, object.metadata.uid.as_deref()),
-    );
-    Translation { changes: vec![Change::Engine(event)], fault }
+    let uid = object.metadata.uid.as_deref();
+    let change = match service(&key, object, &mut faults) {
+        Some(service) => Change::Service(service, uid.unwrap_or_default().into()),
+        None => Change::Engine(Event::ServiceGone(key.clone())),
+    };
+    let fault = notice(faults, reference::<v1::Service>(Some(&key.namespace), &key.name, uid));
+    Translation { changes: vec![change], fault }
 }
 
 /// There is no such Service.
@@ -186,7 +186,14 @@ mod tests {
 
     fn read_service(object: Value) -> (Event, Option<String>) {
         let Translation { mut changes, fault } = put_service(&serde_json::from_value(object).unwrap());
-        let Some(Change::Engine(event)) = changes.pop() else { panic!("not one event") };
+        let event = match changes.pop() {
+            Some(Change::Engine(event)) => event,
+            Some(Change::Service(service, uid)) => {
+                assert_eq!(&*uid, "uid of web");
+                Event::Service(service)
+            }
+            _ => panic!("not one event"),
+        };
         (event, fault.map(|notice| notice.note))
     }
 
@@ -198,7 +205,7 @@ mod tests {
 
     fn web() -> Value {
         json!({
-            "metadata": { "namespace": "shop", "name": "web" },
+            "metadata": { "namespace": "shop", "name": "web", "uid": "uid of web" },
             "spec": {
                 "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.1"],
                 "ports": [

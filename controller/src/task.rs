@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use durward_engine::object::{Event, Key, Policy};
+use durward_engine::object::{Event, Key, Policy, Service as Called};
 use durward_engine::{Detail, Engine, Fault, LeftOut, Limits, News, Outcome};
 use durward_proto::{Identity, Logging, NodeReport, Patch, Workload};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -48,6 +48,8 @@ pub(crate) enum Change {
     Engine(Event),
     /// A policy is so; its UID.
     Policy(Policy, Arc<str>),
+    /// A Service is so; its UID.
+    Service(Called, Arc<str>),
     /// A pod's name for the log; none if it is gone.
     Identity(Key, Option<PodIdentity>),
     /// Who owns a ReplicaSet or a Job of a namespace, if anybody does.
@@ -122,8 +124,9 @@ pub(crate) struct Task {
     waiting: VecDeque<Waiting>,
     room: Arc<Room>,
     problems: HashMap<Arc<str>, Vec<String>>,
-    /// Of all policies, so that an Event can be found with its policy.
+    /// Of all policies and Services, so that an Event can be found with its object.
     policy_uids: HashMap<Key, Arc<str>>,
+    service_uids: HashMap<Key, Arc<str>>,
     failing_closed: BTreeMap<Key, Fault>,
     logging: Logging,
     progress: watch::Sender<Progress>,
@@ -162,6 +165,7 @@ impl Task {
             room,
             problems: HashMap::new(),
             policy_uids: HashMap::new(),
+            service_uids: HashMap::new(),
             failing_closed: BTreeMap::new(),
             logging: Logging::default(),
             progress,
@@ -219,6 +223,7 @@ impl Task {
                     match &event {
                         Event::Logging(logging) => self.logging = *logging,
                         Event::PolicyGone(key) => drop(self.policy_uids.remove(key)),
+                        Event::ServiceGone(key) => drop(self.service_uids.remove(key)),
                         _ => {}
                     }
                     events.push(event);
@@ -226,6 +231,10 @@ impl Task {
                 Change::Policy(policy, uid) => {
                     self.policy_uids.insert(policy.key.clone(), uid);
                     events.push(Event::Policy(policy));
+                }
+                Change::Service(service, uid) => {
+                    self.service_uids.insert(service.key.clone(), uid);
+                    events.push(Event::Service(service));
                 }
                 Change::Identity(key, Some(pod)) => self.identities.put_pod(key, pod, now_ms),
                 Change::Identity(key, None) => self.identities.remove_pod(&key, now_ms),
@@ -290,8 +299,10 @@ impl Task {
         let without_room = namespaces.into_iter().filter_map(|(name, left_out)| Some((name, left_out?)));
         for (namespace, left_out) in without_room {
             self.metrics.fault(Kind::Service);
+            let key = Key { namespace, name: left_out.service.clone() };
+            let uid = self.service_uids.get(&key).map(|uid| &**uid);
             self.notices.tell(Notice {
-                regarding: reference::<Service>(Some(&namespace), &left_out.service, None),
+                regarding: reference::<Service>(Some(&key.namespace), &key.name, uid),
                 severity: Severity::Warning,
                 reason: "TooManyServicePorts",
                 action: "LeaveOut",

@@ -354,7 +354,7 @@ async fn a_change_that_is_larger_than_any_message_comes_in_parts() {
         addresses: (1..=10).map(|n| IpAddr::from([10, 96, 0, n])).collect(),
         ports: (1..=10_000).map(port).collect(),
     };
-    controller.tell([Change::Engine(Event::Service(service)), Change::Engine(Event::Pod(pod(0, 1)))]).await;
+    controller.tell([Change::Service(service, "uid".into()), Change::Engine(Event::Pod(pod(0, 1)))]).await;
     let isolating = Event::Policy(egress("shop/closed", "", []));
     controller.tell([Change::Engine(isolating)]).await;
     let mut parts = 0;

@@ -158,21 +158,22 @@ fn one_event_says_of_a_policy_that_nodes_have_no_room_and_which_limit_they_meet(
 #[test]
 fn a_namespace_whose_services_are_left_out_is_told_so_once() {
     let (mut task, mut told) = task(&["a"]);
-    let mut apply = |event| {
-        task.apply([Change::Engine(event)].into_iter(), Instant::now());
+    let mut apply = |service| {
+        task.apply([Change::Service(service, "uid".into())].into_iter(), Instant::now());
         task.count();
-        let told = told.try_recv().ok().map(|Notice { regarding, note, .. }| (regarding.name, note));
+        let told = told.try_recv().ok().map(|Notice { regarding, note, .. }| (regarding, note));
         (told, task.metrics.frontends_left_out.get())
     };
     let service = |ports: u16| {
         let port = |number| ServicePort { name: "".into(), protocol: Protocol::Tcp, number, node_port: None };
         let addresses = vec!["10.96.0.1".parse().unwrap()];
-        Event::Service(Service { key: key("shop/web"), addresses, ports: (1..=ports).map(port).collect() })
+        Service { key: key("shop/web"), addresses, ports: (1..=ports).map(port).collect() }
     };
     assert_eq!(apply(service(2)), (None, 0));
     let (first, left_out) = apply(service(3));
-    let (name, note) = first.unwrap();
-    assert_eq!((name.as_deref(), left_out), (Some("web"), 1));
+    let (regarding, note) = first.unwrap();
+    let of = |text: &Option<String>| text.clone().unwrap();
+    assert_eq!((of(&regarding.name), of(&regarding.uid), left_out), ("web".into(), "uid".into(), 1));
     assert!(note.contains("1 are left out, from 6 10.96.0.1:3 on"), "{note:?}");
     assert_eq!(apply(service(4)), (None, 2));
     assert_eq!(apply(service(1)), (None, 0));
