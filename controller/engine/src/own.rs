@@ -113,8 +113,11 @@ impl Refresh<'_> {
     }
 
     /// Tells of pods that moved, and of those that are judged differently.
-    pub(crate) fn tell_own(&self, turns: &Turns, moved: Vec<Moved>, patch: &mut Patch) {
+    pub(crate) fn tell_own(&self, turns: &Turns, mut moved: Vec<Moved>, patch: &mut Patch) {
         let (mut put, mut removed) = (self.tell_classes(turns, &moved, patch), vec![]);
+        // What is told is sorted by UIDs. It is longer than what it is made from, and so sorted where it must be only.
+        let uid = |&(pod, ..): &Moved| self.cluster.pods[pod].as_ref().map(|live| &live.uid);
+        moved.sort_unstable_by(|one, other| uid(one).cmp(&uid(other)));
         for (pod, old, new) in moved {
             let (was, is) = self.tell_pod(pod, old, new, turns);
             removed.extend(was);
@@ -123,7 +126,11 @@ impl Refresh<'_> {
         if put.is_empty() && removed.is_empty() {
             return;
         }
-        let put: LiteMap<_, _> = put.into_iter().collect();
+        if !put.is_sorted_by(|(one, _), (other, _)| one < other) {
+            put.sort_by(|(one, _), (other, _)| one.cmp(other));
+            put.dedup_by(|(one, _), (other, _)| one == other);
+        }
+        let put = LiteMap::from_sorted_store_unchecked(put);
         removed.retain(|uid| !put.contains_key(uid));
         patch.pods = Delta { put, removed: removed.into_iter().collect() };
     }
