@@ -501,7 +501,7 @@ fn bad_messages_are_refused_by_name() {
             |p| p.put_addresses[0].v6 = v6("::ffff:10.0.0.9"),
             "Atom.v6: ::ffff:10.0.0.9 is an IPv4 address in IPv6 form; send 4 bytes",
         ),
-        (|p| drop(p.put_addresses[0].v6.pop()), "Atom.v6: 15 bytes, expected 16 for each address"),
+        (|p| p.put_addresses[0].v6.truncate(15), "Atom.v6: 15 bytes, expected 16 for each address"),
         (|p| twice(&mut p.put_addresses[0].v4), "Patch.put_addresses: 10.0.0.1 occurs twice"),
         (|p| twice(&mut p.put_addresses), "Patch.put_addresses: 10.0.0.1 occurs twice"),
         (|p| p.removed_addresses[0][3] = 1, "Patch.removed_addresses: 10.0.0.1 occurs twice"),
