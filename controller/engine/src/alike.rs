@@ -53,10 +53,10 @@ impl Alike {
     pub(crate) fn told(&mut self, kind: u64, terms: &Terms, found: &Found) {
         let is_second = self.kinds.contains_key(&kind);
         if is_second {
-            self.size += found.addresses.len();
-            if self.size > MOST {
-                return self.clear();
+            if self.size + found.addresses.len() > MOST {
+                return;
             }
+            self.size += found.addresses.len();
         }
         let known = || Box::new(Kind { terms: terms.iter().collect(), found: found.clone() });
         self.kinds.insert(kind, is_second.then(known));

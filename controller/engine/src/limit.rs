@@ -14,7 +14,7 @@ use durward_proto::Frontend;
 use thiserror::Error;
 
 use crate::list::LEAF;
-use crate::object::{Peer, Spec};
+use crate::object::{Peer, Ports, Rule, Spec};
 
 /// How much one policy may say, and how much a node may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Limits {
     pub peers_per_policy: usize,
     /// Entries of `ports` of one policy, all rules together.
     pub ports_per_policy: usize,
+    /// Peers of one policy's egress rules, once for each port that the rule names: each pair is matched by itself.
+    pub named_peers_per_policy: usize,
     /// Steps of one row: ranges of ports with a verdict of their own, for one pod and one remote
     /// address. Kernels take no more.
     pub steps_per_row: usize,
@@ -66,6 +68,7 @@ impl Default for Limits {
             rules_per_policy: 1_000,
             peers_per_policy: 5_000,
             ports_per_policy: 5_000,
+            named_peers_per_policy: 50_000,
             steps_per_row: 16_384,
             policies_per_leaf: LEAF,
             events_per_piece: const { NonZeroUsize::new(256).unwrap() },
@@ -289,10 +292,16 @@ impl Limits {
             Peer::Pods { .. } => 1,
             Peer::Block { except, .. } => 1 + except.len(),
         };
+        let named = |rule: &Rule| {
+            let ports = rule.ports.iter().filter(|port| matches!(port.ports, Ports::Named(_))).count();
+            ports * rule.peers.iter().map(weight).sum::<usize>().max(1)
+        };
+        let named = rules.egress.iter().flatten().map(named).sum();
         let counts = [
             ("rules", all().count(), self.rules_per_policy),
             ("peers", all().flat_map(|rule| &rule.peers).map(weight).sum(), self.peers_per_policy),
             ("ports", all().map(|rule| rule.ports.len()).sum(), self.ports_per_policy),
+            ("peers for each of its named ports", named, self.named_peers_per_policy),
         ];
         let over = counts.into_iter().find(|(_, found, limit)| found > limit);
         over.map(|(what, found, limit)| Fault::TooMany { what, found, limit })
@@ -302,6 +311,8 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::Protocol;
+    use crate::sample::{block, egress, named, rule};
 
     #[test]
     fn what_it_costs_to_work_rows_out_is_bounded_before_they_are() {
@@ -310,5 +321,19 @@ mod tests {
         assert!(at(Need::Rows) < at(Need::Ports));
         assert!(at(Need::Ports) < at(Need::Pages) && at(Need::Ports) < at(Need::Mentions));
         assert_eq!(Need::ALL[5..], Need::OF_ROWS);
+    }
+
+    #[test]
+    fn a_policy_of_too_many_peers_for_named_ports_fails_closed() {
+        let limits = Limits { named_peers_per_policy: 6, ..Limits::default() };
+        let check = |peers: usize, ports: usize| {
+            let peers = (0..peers).map(|n| block(&format!("10.0.{n}.0/24"), &[]));
+            let ports = (0..ports).map(|n| named(Protocol::Tcp, &format!("p{n}")));
+            limits.check(&egress("a/p", "", [rule(peers, ports)]).spec)
+        };
+        assert_eq!((check(2, 3), check(0, 6)), (None, None));
+        let fault =
+            |found| Some(Fault::TooMany { what: "peers for each of its named ports", found, limit: 6 });
+        assert_eq!((check(3, 3), check(0, 7)), (fault(9), fault(7)));
     }
 }

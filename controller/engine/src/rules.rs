@@ -9,6 +9,7 @@ use crate::block::IpBlock;
 use crate::cluster::{Cluster, Scope};
 use crate::list::{self, Bodies, Isolating, ListState, Path};
 use crate::object::{Key, Peer, Policy, Port, Ports, Protocol, Rule, Selector, Spec};
+use crate::sorted::sorted;
 use crate::table::{Belongs, BodyId, GroupId, Id, ListId, NamespaceId, PolicyId, Table, TermId};
 use crate::{Fault, Limits};
 
@@ -343,12 +344,14 @@ impl Rules {
             body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));
             self.policies.release(key.name.policy);
         }
-        for (id, term, _) in self.terms.collect() {
-            if let Some(group) = term.group {
-                cluster.groups[group].terms.retain(|other| *other != id);
-                cluster.groups.release(group);
-            }
+        let terms = self.terms.collect();
+        let gone = sorted(terms.iter().map(|&(id, ..)| id).collect());
+        let groups = || terms.iter().filter_map(|(_, term, _)| term.group);
+        // Each group once: it may have very many terms, and lose as many.
+        for group in sorted(groups().collect()) {
+            cluster.groups[group].terms.retain(|term| gone.binary_search(term).is_err());
         }
+        groups().for_each(|group| cluster.groups.release(group));
         for (_, key, _) in self.policies.collect() {
             cluster.namespaces.release(key.namespace);
         }

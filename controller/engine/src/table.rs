@@ -221,24 +221,24 @@ impl<I: Id, K: Eq + Hash + Belongs, V> Table<I, K, V> {
 
     /// The owner has one less: this, which led to `next`.
     fn take_from(&mut self, owner: usize, id: I, key: &K, next: Option<I>) {
-        match self.crowds.get_mut(&owner) {
-            None if self.first[owner] == Some(id) => self.first[owner] = next,
-            None => {
-                let mut few = self.few(owner).into_iter().flatten();
-                if let Some(before) = few.find(|&before| self.slot(before).next == Some(id)) {
-                    drop(few);
-                    self.slot_mut(before).next = next;
-                }
-            }
-            Some(count) => {
-                *count -= 1;
-                if *count == 0 {
-                    self.crowds.remove(&owner);
-                    self.first[owner] = None;
-                }
-                self.unfile(id, key);
+        if self.first[owner] == Some(id) {
+            self.first[owner] = next;
+            return;
+        }
+        if self.first[owner] != Some(crowd()) {
+            let leads_here = |&before: &I| self.slot(before).next == Some(id);
+            let before = self.few(owner).into_iter().flatten().find(leads_here);
+            before.into_iter().for_each(|before| self.slot_mut(before).next = next);
+            return;
+        }
+        if let Some(count) = self.crowds.get_mut(&owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.crowds.remove(&owner);
+                self.first[owner] = None;
             }
         }
+        self.unfile(id, key);
     }
 
     fn unfile(&mut self, id: I, key: &K) {
@@ -367,7 +367,7 @@ mod tests {
         let mut random = 1_u32;
         for turn in 0..20_000_u32 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            // Ten owners, which have many in one half of the time and few in the other.
+            // Thirteen owners, which have many in one half of the time and few in the other.
             let (key, few) = (random >> 16 & 127, turn / 2_500 % 2 == 1);
             let comes = if few { random >> 24 & 7 == 0 } else { random >> 24 & 7 != 0 };
             match (held.get(&key), comes) {

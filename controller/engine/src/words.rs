@@ -106,8 +106,8 @@ impl Words {
         self.selectors.key(selector).iter().all(|Need { key, test }| {
             let value = labels.binary_search_by_key(key, |(key, _)| *key).map(|at| labels[at].1);
             match (test, value) {
-                (Test::In(values), Ok(value)) => values.contains(&value),
-                (Test::NotIn(values), Ok(value)) => !values.contains(&value),
+                (Test::In(values), Ok(value)) => values.binary_search(&value).is_ok(),
+                (Test::NotIn(values), Ok(value)) => values.binary_search(&value).is_err(),
                 (Test::Exists, value) => value.is_ok(),
                 (Test::Missing, value) => value.is_err(),
                 (Test::In(_), Err(_)) => false,
