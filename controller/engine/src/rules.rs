@@ -122,7 +122,7 @@ pub(crate) struct Rules {
     pub(crate) leaf: usize,
     pub(crate) terms: Table<TermId, Term, Digest>,
     pub(crate) policies: Table<PolicyId, PolicyKey, PolicyState>,
-    /// By the digest of their content.
+    /// By policy and the digest of their content.
     pub(crate) bodies: Table<BodyId, BodyKey, Body>,
     /// Lists of them: what isolates pods.
     pub(crate) lists: Table<ListId, Bodies, ListState>,

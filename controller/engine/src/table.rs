@@ -73,7 +73,7 @@ impl Belongs for Arc<str> {}
 impl Belongs for Digest {}
 impl<T> Belongs for Box<[T]> {}
 
-/// How many entries of one owner are looked at one by one. Where there are more, they are found by hash.
+/// How many entries of one owner are looked at one by one. Once there are more, they are found by hash until all are gone.
 const FEW: usize = 8;
 
 /// Instead of an owner's first entry, where there are more than [`FEW`].
@@ -94,7 +94,7 @@ struct Slot<K, V, I> {
 const CHUNK: usize = 256;
 
 /// Things by number and by key. What nobody holds stays until [`Table::collect`], so that a number
-/// never changes its meaning within a batch.
+/// never changes its meaning between two of those.
 #[derive(Debug)]
 pub(crate) struct Table<I, K, V> {
     chunks: Vec<Vec<Option<Slot<K, V, I>>>>,
