@@ -27,7 +27,7 @@ const DEEPEST: u32 = 21;
 /// A list, by its content. One of a few items, as most are, has no box.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Branch<I, T, const FEW: usize> {
-    /// In the order in which they are told, each once; never empty.
+    /// Each once, and never empty: bodies sorted, names in the order in which they are told.
     Leaf(SmallVec<[T; FEW]>),
     /// By the next three bits of the policies' digests.
     Inner(Box<[Option<I>; FAN]>),

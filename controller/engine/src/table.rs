@@ -5,7 +5,6 @@ use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
-use durward_proto::Digest;
 use hashbrown::{DefaultHashBuilder, Equivalent, HashMap, HashTable};
 
 /// A small number for an entry of one kind of table.
@@ -70,7 +69,6 @@ pub(crate) trait Belongs {
 
 impl Belongs for str {}
 impl Belongs for Arc<str> {}
-impl Belongs for Digest {}
 impl<T> Belongs for Box<[T]> {}
 
 /// How many entries of one owner are looked at one by one. Once there are more, they are found by hash until all are gone.
