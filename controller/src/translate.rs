@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use durward_engine::object::{Event, Key, Labels, NamedPort, Namespace, Pod};
-use durward_proto::{PodUid, Workload};
+use durward_proto::Workload;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::Resource;
@@ -166,7 +166,7 @@ pub(crate) fn put_pod(object: &PodJson) -> Translation {
     let completed = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let addresses = addresses(&key, status, &mut faults);
     let pod = Pod {
-        uid: uid(metadata),
+        uid: metadata.uid.as_deref().unwrap_or_default().into(),
         key: key.clone(),
         labels: labels(metadata),
         addresses: addresses.clone(),
@@ -185,7 +185,7 @@ pub(crate) fn put_pod(object: &PodJson) -> Translation {
         started_ms: started.map_or(0, |Time(time)| time.as_millisecond()),
     };
     let fault = (!faults.is_empty()).then(|| Notice {
-        regarding: reference::<v1::Pod>(Some(&key.namespace), &key.name, Some(&pod.uid.0)),
+        regarding: reference::<v1::Pod>(Some(&key.namespace), &key.name, metadata.uid.as_deref()),
         severity: Severity::Warning,
         reason: "PodNotUnderstood",
         action: "LeaveOut",
@@ -215,8 +215,8 @@ pub(crate) fn namespace_gone(key: &Key) -> Vec<Change> {
 
 /// A policy is so. What is at fault in it the engine tells.
 pub(crate) fn put_policy(object: &DynamicObject) -> Translation {
-    let PodUid(uid) = uid(&object.metadata);
-    told(Change::Policy(policy(object), uid))
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    told(Change::Policy(policy(object), uid.into()))
 }
 
 /// There is no such policy.
@@ -248,10 +248,6 @@ pub(crate) fn owned_gone(kind: &str, key: &Key) -> Vec<Change> {
 
 fn told(change: Change) -> Translation {
     Translation { changes: vec![change], fault: None }
-}
-
-fn uid(meta: &ObjectMeta) -> PodUid {
-    PodUid::from(meta.uid.as_deref().unwrap_or_default())
 }
 
 fn labels(meta: &ObjectMeta) -> Labels {

@@ -47,7 +47,7 @@ impl TryFrom<wire::Patch> for Patch {
         let field = |name| Field("Patch", name);
         let put = field("put_pods").map(put_pods.into_iter().map(pod))?;
         let removed = field("removed_pods");
-        let pods = removed.delta(put, removed_pods.into_iter().map(|uid| removed.text(uid).map(PodUid)))?;
+        let pods = removed.delta(put, removed_pods.iter().map(|uid| removed.uid(uid)))?;
 
         let put = field("put_attributions").map(put_attributions.into_iter().map(|wire| {
             let attribution = attribution(wire)?;
@@ -124,7 +124,7 @@ fn pod(pod: wire::Pod) -> Result<(PodUid, Pod), DecodeError> {
         egress: set("egress_set", egress_set)?,
         denies_logged,
     };
-    Ok((PodUid(field("uid").text(uid)?), pod))
+    Ok((field("uid").uid(&uid)?, pod))
 }
 
 fn atom_row(atom_row: wire::AtomRow) -> Result<(AtomId, Row), DecodeError> {
@@ -335,7 +335,7 @@ impl TryFrom<wire::NodeReport> for NodeReport {
             None => Err(Field("Loss", "place").wrong(Problem::Unknown(format!("{place:?}")))),
         };
         let late_attach = |wire::LateAttach { pod_uid, open_ms }| {
-            Ok(LateAttach { pod: PodUid(Field("LateAttach", "pod_uid").text(pod_uid)?), open_ms })
+            Ok(LateAttach { pod: Field("LateAttach", "pod_uid").uid(&pod_uid)?, open_ms })
         };
         Ok(Self {
             node,

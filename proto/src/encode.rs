@@ -51,8 +51,8 @@ pub fn parts(patch: &Patch) -> Parts {
     if bytes > 0 {
         parts.room(bytes).moved_sets = moves;
     }
-    for uid in &pods.removed {
-        parts.room(uid.0.len()).removed_pods.push(uid.to_string());
+    for uid in pods.removed.iter().map(PodUid::to_string) {
+        parts.room(uid.len()).removed_pods.push(uid);
     }
     for &AttributionId(id) in &attributions.removed {
         parts.room(id.0.len()).removed_attributions.push(bytes_of(id));

@@ -4,11 +4,13 @@
 //! is, so that any controller gives the same thing the same name, and a node that was away finds
 //! what it already has.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 /// The first 128 bits of a SHA-256 over a canonical encoding of content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,26 +133,75 @@ content_name! {
     AttributionId
 }
 
-/// A pod's UID, as the API server gave it (for a static pod, the UID of its mirror).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct PodUid(pub Arc<str>);
+/// A pod's UID, as the API server gave it (for a static pod, the UID of its mirror). It is some text, which nobody has
+/// reason to look into, but in fact a UUID, and as such takes no more than that.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "Cow<str>", into = "String")]
+pub struct PodUid(Uid);
 
-impl fmt::Display for PodUid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Uid {
+    /// As text it has hyphens, and small letters.
+    Uuid(Uuid),
+    Other(Arc<str>),
 }
 
 impl From<&str> for PodUid {
     fn from(uid: &str) -> Self {
-        Self(uid.into())
+        let uuid = Uuid::try_parse(uid).ok();
+        let same = |uuid: &Uuid| *uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *uid;
+        Self(uuid.filter(same).map_or_else(|| Uid::Other(uid.into()), Uid::Uuid))
+    }
+}
+
+impl From<Cow<'_, str>> for PodUid {
+    fn from(uid: Cow<'_, str>) -> Self {
+        Self::from(&*uid)
+    }
+}
+
+impl From<PodUid> for String {
+    fn from(uid: PodUid) -> Self {
+        uid.to_string()
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Uid::Uuid(uuid) => uuid.hyphenated().fmt(f),
+            Uid::Other(text) => text.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_uid_is_the_text_that_it_was_made_of() {
+        let uuid = "01234567-89ab-cdef-0123-456789abcdef";
+        let others = ["", "u", "0123456789abcdef0123456789abcdef"].map(str::to_owned);
+        let disguised =
+            [uuid.to_uppercase(), format!("{{{uuid}}}"), format!("urn:uuid:{uuid}"), format!("{uuid}0")];
+        for text in others.into_iter().chain(disguised) {
+            let uid = PodUid::from(&*text);
+            assert_eq!(uid.to_string(), text);
+            assert!(matches!(uid.0, Uid::Other(_)), "{text}");
+            assert_ne!(uid, PodUid::from(uuid));
+        }
+        let uid = PodUid::from(uuid);
+        assert_eq!(uid.to_string(), uuid);
+        assert!(matches!(uid.0, Uid::Uuid(_)));
+        assert_eq!(size_of_val(&uid), 24, "no more than an identifier of 16 bytes and what it is");
+    }
 
     #[test]
     fn a_digest_tells_apart_how_its_content_is_divided() {

@@ -109,7 +109,11 @@ fn service() -> impl Strategy<Value = Service> {
 }
 
 fn uid() -> impl Strategy<Value = PodUid> {
-    text().prop_map(PodUid)
+    let uuid = any::<u128>().prop_map(|bits| {
+        let digits = format!("{bits:032x}");
+        [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-").into()
+    });
+    prop_oneof![text(), uuid].prop_map(|text: Arc<str>| PodUid::from(&*text))
 }
 
 fn delta<K: Ord + Clone + std::fmt::Debug, V: std::fmt::Debug>(

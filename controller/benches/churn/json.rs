@@ -82,7 +82,7 @@ pub(crate) fn pod(pod: &Pod) -> Value {
     let ips: Vec<_> = addresses.iter().map(|address| json!({ "ip": address })).collect();
     let object = json!({
         "metadata": {
-            "namespace": *key.namespace, "name": *key.name, "uid": *uid.0, "labels": **labels,
+            "namespace": *key.namespace, "name": *key.name, "uid": uid.to_string(), "labels": **labels,
             "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z",
             "ownerReferences": [{
                 "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{}-set", key.namespace),

@@ -52,7 +52,7 @@ impl Recorder {
             .collect();
         let by_name = by_name(view);
         let endpoints = findings.found.iter().filter_map(|(&ifindex, found)| {
-            let &(uid, pod) = by_name.get(&*found.pod.as_ref()?.0)?;
+            let &(uid, pod) = by_name.get(found.pod.as_ref()?)?;
             let told = Some(&pod.addresses).filter(|told| !told.is_empty());
             let endpoint = Endpoint {
                 uid: uid.clone(),
@@ -113,7 +113,7 @@ impl Recorder {
                     "interface {ifindex}: the processes behind it say that they are of different pods; only its \
                      node's traffic passes"
                 ),
-                Some(pod) if !by_name.contains_key(&*pod.0) => format!(
+                Some(pod) if !by_name.contains_key(pod) => format!(
                     "interface {ifindex} is pod {pod}'s, of which the controller has not told; only its node's \
                      traffic passes, unless --unknown-pods says otherwise"
                 ),
@@ -153,8 +153,9 @@ fn remember<K: Eq + Hash, T>(
 }
 
 /// Pods by what their cgroups are named by: their UID, and for static pods their configuration's hash.
-fn by_name(view: &NodeView) -> BTreeMap<&str, (&PodUid, &Pod)> {
-    let uids = view.pods.iter().map(|(uid, pod)| (&*uid.0, (uid, pod)));
-    let hashes = view.pods.iter().filter_map(|(uid, pod)| Some((pod.config_hash.as_deref()?, (uid, pod))));
+fn by_name(view: &NodeView) -> BTreeMap<PodUid, (&PodUid, &Pod)> {
+    let uids = view.pods.iter().map(|(uid, pod)| (uid.clone(), (uid, pod)));
+    let hash = |pod: &Pod| pod.config_hash.as_deref().map(PodUid::from);
+    let hashes = view.pods.iter().filter_map(|(uid, pod)| Some((hash(pod)?, (uid, pod))));
     hashes.chain(uids).collect()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use litemap::LiteMap;
 use thiserror::Error;
 
-use crate::{Delta, Digest, Direction, LogMode, RowError, Verdict, wire};
+use crate::{Delta, Digest, Direction, LogMode, PodUid, RowError, Verdict, wire};
 
 /// Why a message is refused. What the receiver has is still good.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -93,6 +93,10 @@ impl Field {
     }
 
     pub(super) fn text(self, text: String) -> Result<Arc<str>, DecodeError> {
+        self.required((!text.is_empty()).then(|| text.into()))
+    }
+
+    pub(super) fn uid(self, text: &str) -> Result<PodUid, DecodeError> {
         self.required((!text.is_empty()).then(|| text.into()))
     }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use durward_engine::object::{Event, Peer, Pod, Policy, Port, Protocol, Rules, Spec};
 use durward_engine::sample::*;
 use durward_engine::{Detail, Engine, Limits};
-use durward_proto::Direction;
+use durward_proto::{Direction, PodUid};
 
 use Protocol::{Tcp, Udp};
 
@@ -70,7 +70,13 @@ pub(crate) fn space(n: usize) -> String {
 pub(crate) fn plain(space: usize, n: usize, nodes: usize, labels: &str) -> Pod {
     let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + n as u32));
     let pod = pod(&format!("n{space}/pod-{n}"), &node(n % nodes), labels, &[]);
-    Pod { addresses: vec![address], ..pod }
+    Pod { uid: PodUid::from(&*uid(n)), addresses: vec![address], ..pod }
+}
+
+/// A UUID, in no order, as the API server gives them.
+fn uid(n: usize) -> String {
+    let digits = format!("{:032x}", (n as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
 /// Namespaces of four pods and three policies each: default deny, and each of two labels from itself.
