@@ -16,12 +16,27 @@ pub(crate) struct AttributionState {
     /// How many policies it has.
     pub(crate) count: u32,
     pub(crate) id: AttributionId,
+    /// How often it was put together to be told.
+    times: u32,
     /// What is told of it, if that is not rather put together each time.
     told: Option<Box<PolicyList>>,
 }
 
-/// Of up to so many policies, which few nodes are told of, no list is kept.
+/// Of up to so many policies no list is kept but for those that are told often: most are of pods that few nodes have.
 const FEW: usize = 4;
+
+/// How often such a list is told before it is kept.
+const OFTEN: u32 = 3;
+
+/// How many such lists are kept.
+const MOST: usize = 32_768;
+
+impl AttributionState {
+    /// Whether what is told of it is kept only because it is told often.
+    pub(crate) fn is_often_told(&self) -> bool {
+        self.times > OFTEN && self.told.is_some()
+    }
+}
 
 impl Sets {
     /// The attribution to these policies, which are of one leaf.
@@ -48,7 +63,7 @@ impl Sets {
         let (count, id) = (names.len(), AttributionId::of(fields));
         let told = (count > FEW).then(|| Box::new(attribution(rules, &ordered).into()));
         let branch = Branch::Leaf(SmallVec::from_slice(&ordered));
-        self.attributions.insert(branch, AttributionState { count: count as u32, id, told })
+        self.attributions.insert(branch, AttributionState { count: count as u32, id, times: 0, told })
     }
 
     /// The attribution to all policies of these, which are of the branches of one list.
@@ -72,17 +87,26 @@ impl Sets {
         }
         present().for_each(|child| self.attributions.hold(child));
         let list = PolicyList::of_parts(present().map(|child| self.attributions[child].id));
-        let state = AttributionState { count, id: list.id(), told: Some(Box::new(list)) };
+        let state = AttributionState { count, id: list.id(), times: 0, told: Some(Box::new(list)) };
         Some(self.attributions.insert(branch, state))
     }
 
     /// What is told of an attribution.
-    pub(crate) fn policy_list(&self, rules: &Rules, of: AttributionIndex) -> PolicyList {
-        match (&self.attributions[of].told, self.attributions.key(of)) {
-            (Some(told), _) => (**told).clone(),
-            (None, Branch::Leaf(names)) => attribution(rules, names).into(),
-            (None, Branch::Inner(_)) => unreachable!("what is made of parts is kept"),
+    pub(crate) fn policy_list(&mut self, rules: &Rules, of: AttributionIndex) -> PolicyList {
+        if let Some(told) = &self.attributions[of].told {
+            return (**told).clone();
         }
+        let list = match self.attributions.key(of) {
+            Branch::Leaf(names) => PolicyList::from(attribution(rules, names)),
+            Branch::Inner(_) => unreachable!("what is made of parts is kept"),
+        };
+        let state = &mut self.attributions[of];
+        state.times = state.times.saturating_add(1);
+        if state.times > OFTEN && self.often_told < MOST {
+            state.told = Some(Box::new(list.clone()));
+            self.often_told += 1;
+        }
+        list
     }
 }
 

@@ -117,14 +117,18 @@ impl Belongs for BodyId {
     }
 }
 
-/// Frees the lists that nobody holds any more, and lets go of their items.
+/// Frees the lists that nobody holds any more, and lets go of their items. `forget` gets what was kept of each.
 pub(crate) fn collect<I: Id, T: Clone + Ord + Hash + Belongs, V, const FEW: usize>(
     lists: &mut Table<I, Branch<I, T, FEW>, V>,
     mut release: impl FnMut(T),
+    mut forget: impl FnMut(V),
 ) {
-    lists.collect_all(|lists, branch, _| match branch {
-        Branch::Leaf(items) => items.into_iter().for_each(&mut release),
-        inner => inner.children().for_each(|child| lists.release(child)),
+    lists.collect_all(|lists, branch, kept| {
+        match branch {
+            Branch::Leaf(items) => items.into_iter().for_each(&mut release),
+            inner => inner.children().for_each(|child| lists.release(child)),
+        }
+        forget(kept);
     });
 }
 

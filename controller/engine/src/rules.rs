@@ -339,7 +339,7 @@ impl Rules {
     /// Frees what nobody holds any more, and lets go of what that held.
     pub(crate) fn collect(&mut self, cluster: &mut Cluster) {
         self.unions = HashMap::new();
-        list::collect(&mut self.lists, |body| self.bodies.release(body));
+        list::collect(&mut self.lists, |body| self.bodies.release(body), drop);
         for (_, key, body) in self.bodies.collect() {
             body.rules.iter().flat_map(terms_of).for_each(|term| self.terms.release(term));
             self.policies.release(key.name.policy);

@@ -81,6 +81,8 @@ pub(crate) struct Sets {
     pub(crate) parts: Table<PartId, Of<SetIndex>, Part>,
     pub(crate) contents: Table<ContentId, Content, ()>,
     pub(crate) attributions: Table<AttributionIndex, Branch<AttributionIndex, Name, 2>, AttributionState>,
+    /// How many attributions are kept because they are told often.
+    pub(crate) often_told: usize,
 }
 
 impl Sets {
@@ -333,7 +335,9 @@ impl Sets {
             part.parts.iter().for_each(|&part| parts.release(part));
             part.steps.iter().filter_map(|&(_, by)| by).for_each(|by| self.attributions.release(by));
         });
-        list::collect(&mut self.attributions, |name| rules.policies.release(name.policy));
+        let forget = |state: AttributionState| self.often_told -= usize::from(state.is_often_told());
+        list::collect(&mut self.attributions, |name| rules.policies.release(name.policy), forget);
+        debug_assert!(self.often_told <= self.attributions.len(), "those that are kept are there");
     }
 }
 
