@@ -11,6 +11,9 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 # another checkout built last would pass for built of this one.
 CHECKOUT := $(CARGO_TARGET_DIR)/checkout
 
+# Where setup puts compilers, if the machine has none that are new enough.
+export PATH := $(CACHE)/toolchains/rust/bin:$(CACHE)/toolchains/go/bin:$(PATH)
+
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 BED := cargo run --locked -p durward-e2e --bin durward-bed --
@@ -20,7 +23,7 @@ BED := cargo run --locked -p durward-e2e --bin durward-bed --
 help: ## These lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Install what is needed from Debian, if it is not there
+setup: ## Install what is needed, if it is not there
 	@e2e/scripts/setup
 	@mkdir -p $(CARGO_TARGET_DIR)
 	@[[ -f $(CHECKOUT) && $$(<$(CHECKOUT)) == $(CURDIR) ]] || find . -name .git -prune -o -type f -print0 | xargs -0 touch --no-create
