@@ -179,6 +179,11 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// Where its cgroup is not named by its UID, what it is named by in that place.
+    pub fn config_name(&self) -> Option<PodUid> {
+        self.config_hash.as_deref().map(PodUid::from)
+    }
+
     /// The set that judges it in a direction.
     pub fn set(&self, direction: Direction) -> Option<SetId> {
         match direction {

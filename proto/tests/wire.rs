@@ -15,6 +15,7 @@ use durward_proto::{
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use prost::Message;
+use uuid::Uuid;
 
 fn digest() -> impl Strategy<Value = Digest> {
     // Few, so that keys meet.
@@ -109,10 +110,7 @@ fn service() -> impl Strategy<Value = Service> {
 }
 
 fn uid() -> impl Strategy<Value = PodUid> {
-    let uuid = any::<u128>().prop_map(|bits| {
-        let digits = format!("{bits:032x}");
-        [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-").into()
-    });
+    let uuid = any::<u128>().prop_map(|bits| Uuid::from_u128(bits).to_string().into());
     prop_oneof![text(), uuid].prop_map(|text: Arc<str>| PodUid::from(&*text))
 }
 

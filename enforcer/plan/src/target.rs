@@ -122,9 +122,8 @@ impl<'a> Target<'a> {
 
     fn find_endpoints(&mut self) {
         let pods = &self.wanted.view.pods;
-        let hash = |pod: &Pod| pod.config_hash.as_deref().map(PodUid::from);
         let by_hash: BTreeMap<PodUid, (&PodUid, &Pod)> =
-            pods.iter().filter_map(|(uid, pod)| Some((hash(pod)?, (uid, pod)))).collect();
+            pods.iter().filter_map(|(uid, pod)| Some((pod.config_name()?, (uid, pod)))).collect();
         for (&ifindex, found) in self.wanted.found {
             let known = found.pod.as_ref().and_then(|name| {
                 // A static pod's cgroup is named by its configuration, not by its mirror's UID.

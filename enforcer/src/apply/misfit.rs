@@ -80,10 +80,10 @@ pub(super) struct Known<'a> {
 impl Known<'_> {
     /// The sets that judge a pod now.
     fn word_sets(&self, uid: &PodUid, pod: &Pod, direction: Direction) -> impl Iterator<Item = u32> {
-        let hash = pod.config_hash.as_deref().map(PodUid::from);
+        let config_name = pod.config_name();
         let is_pod = move |found: &&Found| {
             let name = found.pod.as_ref();
-            name.is_some_and(|name| name == uid || Some(name) == hash.as_ref())
+            name.is_some_and(|name| name == uid || Some(name) == config_name.as_ref())
         };
         let own = self.found.iter().filter(move |(_, found)| is_pod(found));
         own.filter_map(move |(ifindex, _)| Some(self.kernel.endpoints.get(ifindex)?.word(direction).set))

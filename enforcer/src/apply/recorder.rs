@@ -155,7 +155,6 @@ fn remember<K: Eq + Hash, T>(
 /// Pods by what their cgroups are named by: their UID, and for static pods their configuration's hash.
 fn by_name(view: &NodeView) -> BTreeMap<PodUid, (&PodUid, &Pod)> {
     let uids = view.pods.iter().map(|(uid, pod)| (uid.clone(), (uid, pod)));
-    let hash = |pod: &Pod| pod.config_hash.as_deref().map(PodUid::from);
-    let hashes = view.pods.iter().filter_map(|(uid, pod)| Some((hash(pod)?, (uid, pod))));
+    let hashes = view.pods.iter().filter_map(|(uid, pod)| Some((pod.config_name()?, (uid, pod))));
     hashes.chain(uids).collect()
 }
